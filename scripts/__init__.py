@@ -1,0 +1,1 @@
+"""Scripts: run them as files; tests import from them."""
