@@ -1,0 +1,292 @@
+"""YAML text in, a checked pydantic model out: all faults at once, each with its place in the file.
+
+Recipes and task files are both documents. YAML is composed into nodes first, so that every key and value
+keeps its line; pydantic then checks the plain data, and each of its errors is given back as one line that
+names the file, the line, what was expected, what was found and, for a misspelt key, the nearest known one.
+Reading never runs code from a file: only YAML's plain types are built, and aliases cannot blow up memory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evomerge.errors import DocumentError
+
+MAX_BYTES = 4_000_000
+"""A longer document is refused: recipes are a few kilobytes, so this is a wrong file."""
+
+MAX_NODES = 200_000
+"""Values after aliases are expanded; more is refused (a few nested aliases can stand for billions)."""
+
+Location = tuple[str | int, ...]
+"""Where a value lies in a document: keys and indices from the root."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """The base of every document's models: frozen, and an unknown key is a fault."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed document and where its parts lie.
+
+    Attributes:
+        name: what to call it in messages, usually its path.
+        data: plain data: dicts, lists, strings, numbers, booleans, None.
+        lines: the 1-based line of every location.
+    """
+
+    name: str
+    data: Any
+    lines: Mapping[Location, int]
+
+    def fault(self, location: Location, message: str) -> str:
+        """Returns one fault's line: ``name:line: path message``; the nearest known parent gives the line."""
+        known = location
+        while known and known not in self.lines:
+            known = known[:-1]
+        place = spelled(location)
+        return f"{self.name}:{self.lines.get(known, 1)}: {place}{': ' if place else ''}{message}"
+
+
+def spelled(location: Location) -> str:
+    """Returns a location as people write it, for example ``slices[2].sources[0].layer_range``."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Returns ``; did you mean "weight"?``, or the known words where none is near."""
+    words = sorted(set(known))
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    return f"; expected one of {', '.join(words)}" if words else ""
+
+
+_TAG = "tag:yaml.org,2002:"
+_TAGS: dict[type[yaml.Node], frozenset[str]] = {
+    yaml.MappingNode: frozenset({_TAG + "map"}),
+    yaml.SequenceNode: frozenset({_TAG + "seq"}),
+    yaml.ScalarNode: frozenset(_TAG + name for name in ("str", "int", "float", "bool", "null")),
+}
+"""The tags of plain data; a mapping that claims to be anything else, a Python object say, is refused."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types, with numbers such as 1e-3 read as floats (YAML 1.1 wants a dot in them)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    # A date stays text, and so does YAML 1.1's "=", which nothing can construct.
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {_TAG + "timestamp", _TAG + "value"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+class _Composer:
+    """Turns a tree of YAML nodes into plain data, with lines; refuses bombs, cycles and repeated keys."""
+
+    def __init__(self, loader: _Loader, name: str, error: type[DocumentError]) -> None:
+        self.loader = loader
+        self.name = name
+        self.error = error
+        self.lines: dict[Location, int] = {}
+        self.count = 0
+        self.open: set[int] = set()
+
+    def refuse(self, node: yaml.Node, message: str) -> DocumentError:
+        line = node.start_mark.line + 1 if node.start_mark else 1
+        return self.error([f"{self.name}:{line}: {message}"])
+
+    def value(self, node: yaml.Node, location: Location) -> Any:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise self.refuse(node, f"more than {MAX_NODES:,} values once aliases are expanded; write it out")
+        if id(node) in self.open:
+            raise self.refuse(node, "an alias that contains itself; write the value out")
+        if node.tag not in _TAGS[type(node)]:
+            tag = str(node.tag).replace(_TAG, "!!")
+            raise self.refuse(node, f"the tag {tag} is not plain data; write text, numbers, lists and mappings")
+        self.lines.setdefault(location, node.start_mark.line + 1)
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return self.loader.construct_object(node)
+            except (ValueError, LookupError, OverflowError) as fault:
+                # PyYAML takes a tag such as !!bool at its word, and falls over the text.
+                kind = str(node.tag).removeprefix(_TAG)
+                text = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+                raise self.refuse(node, f'"{text}" cannot be read as {kind}: {fault}') from None
+        self.open.add(id(node))
+        try:
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(child, (*location, i)) for i, child in enumerate(node.value)]
+            return self.mapping(node, location)
+        finally:
+            self.open.discard(id(node))
+
+    def mapping(self, node: yaml.Node, location: Location) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key_node, child in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                several = child.value if isinstance(child, yaml.SequenceNode) else [child]
+                for one in several:
+                    part = self.value(one, location)
+                    if not isinstance(part, dict):
+                        raise self.refuse(key_node, "'<<' merges mappings; this is not one")
+                    merged = {**part, **merged}
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.refuse(key_node, "a key must be plain text")
+            key = str(key_node.value)
+            if key in own:
+                raise self.refuse(key_node, f'key "{key}" stands twice; keep one')
+            self.lines[(*location, key)] = key_node.start_mark.line + 1
+            own[key] = self.value(child, (*location, key))
+        return {**merged, **own}
+
+
+def parse(text: str, name: str, error: type[DocumentError] = DocumentError) -> Source:
+    """Returns the plain data of a YAML text with the line of every value.
+
+    Args:
+        text: the document.
+        name: what to call it in messages.
+        error: the kind of error to raise.
+
+    Raises:
+        DocumentError: (as `error`) where it is not YAML, too large, holds a tag that would run code, a
+            repeated key, or an alias that grows without bound.
+    """
+    if len(text) > MAX_BYTES:
+        raise error([f"{name}:1: {len(text):,} characters; a document has at most {MAX_BYTES:,}"])
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        composer = _Composer(loader, name, error)
+        data = composer.value(node, ()) if node is not None else {}
+    except yaml.MarkedYAMLError as fault:
+        mark = fault.problem_mark or fault.context_mark
+        line = mark.line + 1 if mark else 1
+        raise error([f"{name}:{line}: not YAML that can be read: {fault.problem}"]) from None
+    except yaml.reader.ReaderError as fault:
+        line, found = text.count("\n", 0, fault.position) + 1, f"U+{ord(text[fault.position]):04X}"
+        raise error([f"{name}:{line}: not YAML that can be read: the character {found} is not text"]) from None
+    except RecursionError:
+        raise error([f"{name}:1: nested too deeply; a document has a few levels"]) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return Source(name, data, composer.lines)
+
+
+def read(path: Path, error: type[DocumentError] = DocumentError) -> Source:
+    """Returns the parsed file `path`; see `parse`.
+
+    Raises:
+        DocumentError: (as `error`) where the file is missing, unreadable or not UTF-8, or as `parse`.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise error([f"{path}:1: {path.stat().st_size:,} bytes; a document has at most {MAX_BYTES:,}"])
+        return parse(path.read_text(encoding="utf-8"), str(path), error)
+    except OSError as fault:
+        raise error([f"{path}: cannot be read: {fault.strerror or fault}"]) from None
+    except UnicodeDecodeError as fault:
+        raise error([f"{path}: not UTF-8 text (byte {fault.start}); is it the right file?"]) from None
+
+
+def validate(source: Source, model: type[M], error: type[DocumentError] = DocumentError) -> M:
+    """Returns the document as a checked `model`.
+
+    Raises:
+        DocumentError: (as `error`) with a line for every fault.
+    """
+    if not isinstance(source.data, dict):
+        found = type(source.data).__name__
+        raise error([source.fault((), f"expected a mapping of keys to values, found a {found}")])
+    try:
+        return model.model_validate(source.data)
+    except ValidationError as faults:
+        found_at = [fault["loc"] for fault in faults.errors()]
+        lines = dict.fromkeys(
+            _fault_line(source, model, fault)
+            for fault in faults.errors()
+            # pydantic also counts a list's faulty members as missing: the fault inside says enough.
+            if fault["type"] != "too_short" or not any(_inside(loc, fault["loc"]) for loc in found_at)
+        )
+        raise error(list(lines)) from None
+
+
+def _fault_line(source: Source, model: type[BaseModel], fault: Any) -> str:
+    """Returns our line for one of pydantic's errors."""
+    kind, found = fault["type"], fault.get("input")
+    location = _in_document(source.data, fault["loc"])
+    if kind == "missing":
+        return source.fault(location, f'"{fault["loc"][-1]}" is missing; add it')
+    if kind == "extra_forbidden":
+        key = str(location[-1])
+        known = [name for parent in _models_at(model, location[:-1]) for name in parent.model_fields]
+        return source.fault(location, f'unknown key "{key}"{suggestion(key, known)}')
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if kind.endswith(("_type", "_parsing")) or kind in {"literal_error", "enum"}:
+        expected = message.removeprefix("Input should be ")
+        message = f"expected {expected}, found {found!r}"
+    elif message.startswith("Input should be "):
+        message = f"expected {message.removeprefix('Input should be ')}, found {found!r}"
+    return source.fault(location, message)
+
+
+def _inside(loc: Location, outer: Location) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
+
+
+def _in_document(data: Any, loc: Location) -> Location:
+    """Returns pydantic's location without what is not in the document, such as names of union members."""
+    kept: list[str | int] = []
+    for part in loc:
+        inside_dict = isinstance(data, dict) and part in data
+        if inside_dict or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            data = data[part]
+            kept.append(part)
+    return tuple(kept)
+
+
+def _models_at(model: type[BaseModel], location: Location) -> list[type[BaseModel]]:
+    """Returns the models that may describe the mapping at `location`."""
+    current: list[type[BaseModel]] = [model]
+    for part in location:
+        if isinstance(part, str):
+            fields = [found for one in current for key, found in one.model_fields.items() if key == part]
+            if fields:
+                current = [found for field in fields for found in _models_in(field.annotation)]
+    return current
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the pydantic models inside an annotation such as ``list[X] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]

@@ -1,0 +1,253 @@
+"""`Recipe`: one document that says how to make one model out of others, with or without holes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PrivateAttr, model_validator
+
+from evomerge import document
+from evomerge.document import Location, Source, Strict
+from evomerge.errors import RecipeError
+from evomerge.recipe.values import Hole, Number, Value
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class ModelEntry(Strict):
+    """One model of a merge over whole models."""
+
+    model: str
+    parameters: dict[str, Value] = Field(default_factory=dict)
+
+
+class LayerSource(Strict):
+    """A range of one model's layers, `layer_range` from its first number up to, not including, its second."""
+
+    model: str
+    layer_range: tuple[int, int]
+    parameters: dict[str, Value] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LayerSource:
+        first, end = self.layer_range
+        if not 0 <= first < end:
+            raise ValueError(f"layer_range is [{first}, {end}]; it goes from 0 or more to a higher number")
+        return self
+
+
+class Slice(Strict):
+    """Layers of the result: the merge of its sources' layers, which are equally many."""
+
+    sources: tuple[LayerSource, ...] = Field(min_length=1)
+    base_model: str | None = None
+    parameters: dict[str, Value] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Slice:
+        lengths = [source.layer_range[1] - source.layer_range[0] for source in self.sources]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"its sources have {lengths} layers; give each equally many")
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers of the result that this slice makes."""
+        first, end = self.sources[0].layer_range
+        return end - first
+
+
+class TaskEntry(Strict):
+    """A task that candidates are scored on, and its share in the objective."""
+
+    task: str
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class SearchSettings(Strict):
+    """How the holes are searched.
+
+    Attributes:
+        optimizer: a name from the table of optimizers.
+        evaluations: candidates to score, the parents and their mean not counted.
+        seed: seeds every random choice of the search.
+        sigma: CMA-ES's first step, as a fraction of each range; by default a sixth.
+        population: candidates a generation; by default 4 + floor(3 ln n) for n numbers.
+        normalize: map each task's score to its parents' range before the weighted mean.
+    """
+
+    optimizer: str = "cma-es"
+    evaluations: int = Field(default=200, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    sigma: float | None = Field(default=None, gt=0, le=1)
+    population: int | None = Field(default=None, ge=2)
+    normalize: bool = False
+
+
+class Recipe(Strict):
+    """A merge recipe in mergekit's vocabulary; a search recipe where it has holes.
+
+    Attributes:
+        merge_method: a name from the table of methods.
+        base_model: the common ancestor, or slerp's first end; gives the config and the tokenizer.
+        models: the models of a merge over all their layers; or
+        slices: the layers of the result from the first to the last.
+        parameters: values for all models, where they do not have their own.
+        dtype: what the result is stored in; the base's own where unset.
+        out_dtype: what the result is stored in, ahead of `dtype` (in which mergekit also computes).
+        tokenizer_source: which model's tokenizer the result takes: ``base`` or one of the models.
+        chat_template: Jinja text for the result's tokenizer; ``auto`` keeps the tokenizer's own.
+        tasks: what candidates are scored on.
+        search: how the holes are searched.
+    """
+
+    merge_method: str
+    base_model: str | None = None
+    models: tuple[ModelEntry, ...] | None = Field(default=None, min_length=1)
+    slices: tuple[Slice, ...] | None = Field(default=None, min_length=1)
+    parameters: dict[str, Value] = Field(default_factory=dict)
+    dtype: DType | None = None
+    out_dtype: DType | None = None
+    tokenizer_source: str | None = None
+    chat_template: str | None = None
+    tasks: tuple[TaskEntry, ...] = ()
+    search: SearchSettings | None = None
+
+    _source: Source | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Recipe:
+        if (self.models is None) == (self.slices is None):
+            found = "neither" if self.models is None else "both"
+            raise ValueError(f'a recipe has exactly one of "models" and "slices", found {found}')
+        return self
+
+    @classmethod
+    def load(cls, path: Path | str) -> Recipe:
+        """Returns the recipe in the file `path`.
+
+        Raises:
+            RecipeError: with one line for every fault of the file.
+        """
+        return cls._checked(document.read(Path(path), RecipeError))
+
+    @classmethod
+    def parse(cls, text: str, name: str = "recipe") -> Recipe:
+        """Returns the recipe in `text`, called `name` in messages.
+
+        Raises:
+            RecipeError: with one line for every fault of the text.
+        """
+        return cls._checked(document.parse(text, name, RecipeError))
+
+    @classmethod
+    def _checked(cls, source: Source) -> Recipe:
+        recipe = document.validate(source, cls, RecipeError)
+        recipe._source = source
+        return recipe
+
+    def fault(self, location: Location, message: str) -> str:
+        """Returns a fault's line, with the file and line where `location` lies."""
+        return (self._source or Source("recipe", {}, {})).fault(location, message)
+
+    def references(self) -> tuple[str, ...]:
+        """Returns every model that the recipe names, once: in the recipe's order, bases last."""
+        named = [entry.model for entry in self.models or ()]
+        named += [source.model for part in self.slices or () for source in part.sources]
+        named += [part.base_model for part in self.slices or () if part.base_model]
+        named += [self.base_model] if self.base_model else []
+        return tuple(dict.fromkeys(named))
+
+    def parents(self) -> tuple[str, ...]:
+        """Returns the models that are merged, once each: those listed, a base only where it is listed too.
+
+        slerp and its like list one end as the base alone: it is a parent all the same, see `build`.
+        """
+        listed = [entry.model for entry in self.models or ()]
+        listed += [source.model for part in self.slices or () for source in part.sources]
+        return tuple(dict.fromkeys(listed))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.as_data() == other.as_data()
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash())
+
+    def holes(self) -> dict[Location, Hole]:
+        """Returns every hole with its place in the document, in the document's order."""
+        return dict(_holes(self, ()))
+
+    def fill(self, values: Mapping[Location, Number | tuple[Number, ...]]) -> Recipe:
+        """Returns the recipe with numbers, or gradients, in place of the holes at the given places.
+
+        Raises:
+            KeyError: no hole lies at one of the places.
+        """
+        unknown = set(values) - set(self.holes())
+        if unknown:
+            raise KeyError(f"no hole at {', '.join(sorted(document.spelled(place) for place in unknown))}")
+        filled = Recipe.model_validate(_filled(self.as_data(), (), values))
+        filled._source = self._source
+        return filled
+
+    def merge_only(self) -> Recipe:
+        """Returns the recipe without its tasks and search: what says how to make the model."""
+        data = self.as_data()
+        kept = Recipe.model_validate({k: v for k, v in data.items() if k not in ("tasks", "search")})
+        kept._source = self._source
+        return kept
+
+    def as_data(self) -> dict[str, Any]:
+        """Returns the document as plain dicts, lists, numbers and strings; only what was given."""
+        data: dict[str, Any] = _plain(self.model_dump(mode="python", exclude_unset=True))
+        return data
+
+    def to_yaml(self, comment: str = "") -> str:
+        """Returns the document as YAML; `comment`'s lines come first, each behind ``#``.
+
+        Reading the text back gives an equal recipe, every number to the last bit.
+        """
+        head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+        return head + yaml.safe_dump(self.as_data(), sort_keys=False, default_flow_style=None, width=110)
+
+    def content_hash(self) -> str:
+        """Returns 64 hex digits that change with what the recipe says, not with its layout or comments."""
+        text = json.dumps(self.as_data(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _holes(value: Any, location: Location) -> Iterator[tuple[Location, Hole]]:
+    if isinstance(value, Hole):
+        yield location, value
+    elif isinstance(value, Strict):
+        for name in type(value).model_fields:
+            yield from _holes(getattr(value, name), (*location, name))
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _holes(part, (*location, key))
+    elif isinstance(value, tuple):
+        for i, part in enumerate(value):
+            yield from _holes(part, (*location, i))
+
+
+def _filled(data: Any, location: Location, values: Mapping[Location, Any]) -> Any:
+    if location in values:
+        return _plain(values[location])
+    if isinstance(data, dict):
+        return {key: _filled(part, (*location, key), values) for key, part in data.items()}
+    if isinstance(data, list):
+        return [_filled(part, (*location, i), values) for i, part in enumerate(data)]
+    return data
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value

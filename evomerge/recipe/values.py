@@ -1,0 +1,147 @@
+"""What a parameter may be: a number, a hole, a gradient along the depth, or a choice by the tensor's name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeGuard
+
+from pydantic import Discriminator, PlainValidator, Tag, model_validator
+
+from evomerge.document import Strict
+
+Number = bool | int | float
+
+
+class Hole(Strict):
+    """A number that a search finds: ``{search: [low, high]}``.
+
+    Attributes:
+        search: the lowest and the highest value, both inclusive.
+        init: where the search starts; by default where the merge is the parents' mean.
+        log: search the logarithm of the number; `low` must then be above 0.
+        layers: that many numbers along the depth instead of one.
+        interpolate: with `layers`: points of a gradient that is interpolated linearly along the depth.
+            Without it, one number for each of `layers` equal groups of layers.
+    """
+
+    search: tuple[float, float]
+    init: float | None = None
+    log: bool = False
+    layers: int | None = None
+    interpolate: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Hole:
+        low, high = self.search
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"search is [{low:g}, {high:g}], but a range goes from low to high")
+        if self.init is not None and not low <= self.init <= high:
+            raise ValueError(f"init is {self.init:g}, outside search [{low:g}, {high:g}]; put it inside")
+        if self.log and low <= 0:
+            raise ValueError(f"log needs search to start above 0, found {low:g}")
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"layers is {self.layers}, but at least one number is searched; use 1 or more")
+        if self.interpolate and (self.layers is None or self.layers < 2):
+            raise ValueError("interpolate needs layers: 2 or more, the points between which it interpolates")
+        return self
+
+
+def _kind(raw: Any) -> str:
+    """Returns which form of a value `raw` takes, so that only this form's faults are told."""
+    if isinstance(raw, Hole | dict):
+        return "hole"
+    if isinstance(raw, list | tuple):
+        rules = (Filtered, dict)
+        keyed = any(isinstance(item, rules) and not (isinstance(item, dict) and "search" in item) for item in raw)
+        return "choice" if keyed else "gradient"
+    return "number"
+
+
+def _number(raw: Any) -> Number:
+    """Returns `raw` where it is a finite number, true or false; nothing is converted from text."""
+    if isinstance(raw, bool | int) or (isinstance(raw, float) and math.isfinite(raw)):
+        return raw
+    raise ValueError(f"expected a number, true, false, a list of them or {{search: [low, high]}}, found {raw!r}")
+
+
+Scalar = Annotated[Number, PlainValidator(_number)]
+
+
+def _point_kind(raw: Any) -> str:
+    return "hole" if isinstance(raw, Hole | dict) else "number"
+
+
+Point = Annotated[
+    Annotated[Scalar, Tag("number")] | Annotated[Hole, Tag("hole")],
+    Discriminator(_point_kind),
+]
+Plain = Annotated[
+    Annotated[Scalar, Tag("number")] | Annotated[Hole, Tag("hole")] | Annotated[tuple[Point, ...], Tag("gradient")],
+    Discriminator(_kind),
+]
+
+
+class Filtered(Strict):
+    """A value for the tensors whose name contains `filter` (``*`` or none: for all)."""
+
+    filter: str | None = None
+    value: Plain
+
+    def matches(self, name: str) -> bool:
+        """Returns whether the tensor `name` takes this value: a plain substring decides."""
+        return self.filter in (None, "*") or str(self.filter) in name
+
+
+Value = Annotated[
+    Annotated[Scalar, Tag("number")]
+    | Annotated[Hole, Tag("hole")]
+    | Annotated[tuple[Point, ...], Tag("gradient")]
+    | Annotated[tuple[Filtered, ...], Tag("choice")],
+    Discriminator(_kind),
+]
+
+
+def is_choice(value: Any) -> TypeGuard[tuple[Filtered, ...]]:
+    """Returns whether `value` chooses by the tensor's name."""
+    return isinstance(value, tuple) and len(value) > 0 and isinstance(value[0], Filtered)
+
+
+def gradient(points: Sequence[Number], t: float) -> Number:
+    """Returns the value at depth `t` of a gradient, by linear interpolation between its points.
+
+    Args:
+        points: at least one value; the first lies at t = 0, the last at t = 1.
+        t: relative depth in [0, 1].
+    """
+    place = t * (len(points) - 1)
+    nearest = round(place)
+    # t comes from a division: a point that is meant must be hit exactly, not a rounding error beside it.
+    if abs(place - nearest) < 1e-9:
+        return points[nearest]
+    below = math.floor(place)
+    part = place - below
+    return points[below] * (1 - part) + points[below + 1] * part
+
+
+def resolve(value: Value, name: str, t: float) -> Number | None:
+    """Returns what `value` is for one tensor, or None where none of its filters matches.
+
+    Args:
+        value: a value without holes.
+        name: the tensor's name, for filters.
+        t: the tensor's relative depth in [0, 1]; 0 outside the layers.
+
+    Raises:
+        TypeError: a hole is left in the value: fill the recipe first.
+    """
+    if is_choice(value):
+        for rule in value:
+            if rule.matches(name):
+                return resolve(rule.value, name, t)
+        return None
+    if isinstance(value, Hole):
+        raise TypeError("a hole has no value; fill the recipe first")
+    if isinstance(value, tuple):
+        return gradient([point for point in value if not isinstance(point, Hole | Filtered)], t)
+    return value

@@ -1,0 +1,203 @@
+"""Recipes: faults with their places, holes, filling, and YAML both ways."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.errors import RecipeError
+from evomerge.recipe import Hole, Recipe, gradient, resolve
+
+SEARCH = """\
+merge_method: ties
+base_model: base
+models:
+  - model: a
+    parameters:
+      weight: {search: [0, 1], layers: 3}
+      density: [0.1, {search: [0.2, 0.9]}]
+  - model: b
+    parameters:
+      weight:
+        - filter: mlp
+          value: {search: [1e-3, 1], log: true, init: 0.5}
+        - value: 0.25
+dtype: bfloat16
+"""
+
+
+def faults_of(text: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text, "r.yaml")
+    return list(caught.value.faults)
+
+
+def test_holes_are_found_with_their_places():
+    holes = Recipe.parse(SEARCH).holes()
+    assert list(holes) == [
+        ("models", 0, "parameters", "weight"),
+        ("models", 0, "parameters", "density", 1),
+        ("models", 1, "parameters", "weight", 0, "value"),
+    ]
+    assert holes["models", 0, "parameters", "weight"].layers == 3
+    assert holes["models", 1, "parameters", "weight", 0, "value"] == Hole(search=(1e-3, 1), log=True, init=0.5)
+
+
+def test_filling_leaves_all_else_as_it_was():
+    recipe = Recipe.parse(SEARCH)
+    first, second, third = recipe.holes()
+    filled = recipe.fill({first: (0.1, 0.2, 0.3), second: 0.5})
+    data = filled.as_data()
+    assert data["models"][0]["parameters"] == {"weight": [0.1, 0.2, 0.3], "density": [0.1, 0.5]}
+    assert list(filled.holes()) == [third]
+    assert recipe.holes().keys() == {first, second, third}
+    assert data["models"][1] == recipe.as_data()["models"][1]
+
+
+def test_filling_where_there_is_no_hole_is_refused():
+    with pytest.raises(KeyError, match="dtype"):
+        Recipe.parse(SEARCH).fill({("dtype",): 0.5})
+
+
+def test_every_fault_is_told_at_once_with_its_line_and_the_nearest_key():
+    faults = faults_of(
+        "merge_methd: ties\n"
+        "models:\n"
+        "  - modl: a\n"
+        "  - model: b\n"
+        "    parameters:\n"
+        "      weight: {serch: [0, 1]}\n"
+        "      density: {search: [1, 0]}\n"
+        "      gamma: high\n"
+        "dtype: int8\n"
+    )
+    text = "\n".join(faults)
+    assert 'r.yaml:1: merge_methd: unknown key "merge_methd"; did you mean "merge_method"?' in faults
+    assert 'r.yaml:3: models[0].modl: unknown key "modl"; did you mean "model"?' in faults
+    assert 'r.yaml:6: models[1].parameters.weight.serch: unknown key "serch"; did you mean "search"?' in faults
+    assert "r.yaml:7: models[1].parameters.density: search is [1, 0]" in text
+    assert "r.yaml:8: models[1].parameters.gamma: expected a number" in text
+    assert "found 'high'" in text
+    assert "r.yaml:9: dtype: expected 'float32', 'float16' or 'bfloat16', found 'int8'" in faults
+
+
+@pytest.mark.parametrize(
+    ("hole", "words"),
+    [
+        ("{search: [0, 1], init: 2}", "init is 2, outside search [0, 1]"),
+        ("{search: [0, 1], log: true}", "log needs search to start above 0"),
+        ("{search: [0, 1], layers: 0}", "layers is 0"),
+        ("{search: [0, 1], interpolate: true}", "interpolate needs layers"),
+        ("{search: [0, .inf]}", "search is [0, inf]"),
+        ("{search: [0.5, 0.5]}", "search is [0.5, 0.5]"),
+        ("{search: [0]}", "weight.search"),
+        ("{search: [0, 1], layer: 3}", 'did you mean "layers"?'),
+        (".nan", "expected a number"),
+        ("'0.5'", "expected a number"),
+    ],
+)
+def test_a_faulty_hole_or_value_is_refused(hole: str, words: str):
+    (fault,) = faults_of(f"merge_method: linear\nmodels:\n  - {{model: a, parameters: {{weight: {hole}}}}}\n")
+    assert words in fault
+    assert fault.startswith("r.yaml:3:")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("merge_method: linear\n", "exactly one of"),
+        (
+            "merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]\n",
+            "both",
+        ),
+        ("merge_method: linear\nmodels: []\n", "models"),
+        ("merge_method: linear\nslices: [{sources: [{model: a, layer_range: [3, 1]}]}]\n", "[3, 1]"),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 2]},"
+            " {model: b, layer_range: [0, 3]}]}]\n",
+            "[2, 3] layers",
+        ),
+        ("merge_method: linear\nmodels: [{model: a}]\nsearch: {evaluations: 0}\n", "evaluations"),
+        ("merge_method: linear\nmodels: [{model: a}]\ntasks: [{task: t, weight: 0}]\n", "weight"),
+        ("- linear\n", "expected a mapping"),
+    ],
+)
+def test_a_faulty_document_is_refused(text: str, words: str):
+    assert words in "\n".join(faults_of(text))
+
+
+def test_parents_and_references_are_listed_once_in_order():
+    recipe = Recipe.parse(SEARCH)
+    assert recipe.parents() == ("a", "b")
+    assert recipe.references() == ("a", "b", "base")
+
+
+def test_the_content_hash_is_of_what_is_said_and_not_of_how():
+    recipe = Recipe.parse(SEARCH)
+    reordered = "# a comment\ndtype: bfloat16\n" + SEARCH.replace("dtype: bfloat16\n", "")
+    assert Recipe.parse(reordered).content_hash() == recipe.content_hash()
+    assert Recipe.parse(SEARCH.replace("0.25", "0.26")).content_hash() != recipe.content_hash()
+
+
+numbers = st.one_of(
+    st.booleans(),
+    st.integers(-(10**6), 10**6),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+holes = st.tuples(st.floats(-10, 10), st.floats(0.01, 10)).map(lambda r: {"search": [r[0], r[0] + r[1]]})
+points = st.one_of(numbers, holes)
+plain = st.one_of(numbers, holes, st.lists(points, min_size=1, max_size=4))
+filtered = st.fixed_dictionaries({"filter": st.sampled_from(["mlp", "*", "a b"]), "value": plain})
+values = st.one_of(plain, st.lists(filtered, min_size=1, max_size=3))
+names = st.text(min_size=1, max_size=12)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "merge_method": names,
+            "models": st.lists(
+                st.fixed_dictionaries({"model": names, "parameters": st.dictionaries(names, values, max_size=3)}),
+                min_size=1,
+                max_size=3,
+            ),
+        },
+        optional={"base_model": names, "dtype": st.sampled_from(["float32", "bfloat16"])},
+    )
+)
+def test_yaml_round_trip_keeps_every_bit(data: dict):
+    recipe = Recipe.model_validate(data)
+    assert Recipe.parse(recipe.to_yaml("a comment\nof two lines")).as_data() == recipe.as_data()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=9), st.floats(0, 1))
+def test_a_gradient_interpolates_between_its_points(points: list[float], t: float):
+    found = gradient(points, t)
+    place = t * (len(points) - 1)
+    below = min(int(place), len(points) - 1)
+    above = min(below + 1, len(points) - 1)
+    expected = points[below] + (points[above] - points[below]) * (place - below)
+    assert found == pytest.approx(expected, abs=1e-7)
+    assert min(points) - 1e-9 <= found <= max(points) + 1e-9
+
+
+def test_a_gradient_as_long_as_the_depth_gives_each_layer_its_own_value():
+    for layers in range(1, 70):
+        points = [0.1 * i for i in range(layers)]
+        t = [i / (layers - 1) if layers > 1 else 1.0 for i in range(layers)]
+        assert [gradient(points, one) for one in t] == points
+
+
+def test_the_first_filter_that_matches_decides():
+    recipe = Recipe.parse(
+        "merge_method: slerp\nmodels: [{model: a}]\nparameters:\n  t:\n"
+        "    - {filter: self_attn, value: [0, 1]}\n    - {filter: mlp, value: 0.75}\n    - {filter: norm, value: 0.5}\n"
+    )
+    t = recipe.parameters["t"]
+    assert resolve(t, "model.layers.1.self_attn.q_proj.weight", 0.25) == 0.25
+    assert resolve(t, "model.layers.1.mlp.up_proj.weight", 0.25) == 0.75
+    assert resolve(t, "lm_head.weight", 0) is None
+
+
+def test_a_hole_has_no_value_until_it_is_filled():
+    with pytest.raises(TypeError, match="fill"):
+        resolve(Hole(search=(0, 1)), "x", 0.0)
