@@ -1,0 +1,11 @@
+"""A tensor by name, lazily, from a folder or a Hub id; and shards, then one rename.
+
+`Checkpoint` reads, `CheckpointWriter` writes, `TensorInfo` says what a tensor is without loading it. Only
+safetensors files are read: a pickle runs code when it is opened.
+"""
+
+from evomerge.checkpoint.header import TensorInfo
+from evomerge.checkpoint.reading import Checkpoint
+from evomerge.checkpoint.writing import CheckpointWriter
+
+__all__ = ["Checkpoint", "CheckpointWriter", "TensorInfo"]

@@ -1,0 +1,175 @@
+"""From a reference to a folder: a local one as it is, a Hub id by download into the Hub's cache."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from evomerge.checkpoint.header import INDEX, WEIGHTS, read_object
+from evomerge.errors import CheckpointError
+
+# Everything small that a checkpoint is made of. Weights are then asked for by their exact names: a Hub
+# repository may hold the same ones again in other formats.
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model as recipes write it: ``path[@revision][+adapter[@revision]]``.
+
+    Attributes:
+        model: a folder or a Hub id.
+        revision: a branch, tag or commit of the Hub repository, or None.
+        adapter: a folder or a Hub id of an adapter, or None.
+        adapter_revision: as `revision`, of the adapter's repository.
+    """
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """The parts of a reference; the longest existing folder that it starts with is the path.
+
+        So a folder whose name contains ``@`` or ``+`` works as long as it exists.
+
+        Args:
+            text: the reference.
+
+        Raises:
+            CheckpointError: a part is empty.
+        """
+        model, rest = _path(text)
+        revision, plus, last = rest.partition("+")
+        adapter, rest = _path(last)
+        faults = (not model, revision == "@", plus and not adapter, rest == "@")
+        if any(faults):
+            raise CheckpointError(
+                f"{text!r} is not a model: expected path[@revision][+adapter[@revision]], each part with text"
+            )
+        return cls(model, revision[1:] or None, adapter or None, rest[1:] or None)
+
+
+def _path(text: str) -> tuple[str, str]:
+    """The path at the start of a reference, and what follows it, from its ``@`` or ``+`` on."""
+    ends = [match.start() for match in re.finditer(r"[@+]", text)]
+    for end in [len(text), *reversed(ends)]:
+        if end and Path(text[:end]).expanduser().is_dir():
+            return text[:end], text[end:]
+    end = ends[0] if ends else len(text)
+    return text[:end], text[end:]
+
+
+def check_shard_name(name: str, index: Path) -> None:
+    """Nothing, where a shard's name stays in its folder.
+
+    Args:
+        name: a file name from an index.
+        index: the index, for the error's text.
+
+    Raises:
+        CheckpointError: the name is absolute, has separators or ``..``, or is no safetensors file.
+    """
+    if not name.endswith(".safetensors"):
+        raise CheckpointError(
+            f"{index}: names the shard {name!r}; only .safetensors files are read: a pickle runs code"
+        )
+    # Both separators and the drive's colon, whatever this system's are: the file may come from any other.
+    if re.search(r"[/\\:\x00]", name) or name.startswith(".."):
+        raise CheckpointError(
+            f"{index}: names the shard {name!r}, which leads out of its folder; expected a plain file name. "
+            "Do not use this checkpoint"
+        )
+
+
+def shard_names(index: Path) -> tuple[str, ...]:
+    """The file names of an index's shards, sorted.
+
+    Args:
+        index: a ``model.safetensors.index.json``.
+
+    Raises:
+        CheckpointError: the index is damaged, or a name leads out of its folder.
+    """
+    return tuple(sorted(set(weight_map(index).values())))
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, by an index whose names are all safe.
+
+    Args:
+        index: a ``model.safetensors.index.json``.
+
+    Raises:
+        CheckpointError: the index is damaged, or a name leads out of its folder.
+    """
+    found = read_object(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+        raise CheckpointError(f"{index}: weight_map: expected an object from tensor names to shard names")
+    for shard in set(found.values()):
+        check_shard_name(shard, index)
+    return found
+
+
+def folder_of(text: str) -> Path:
+    """The folder of a reference, downloaded where it is not on this machine.
+
+    Args:
+        text: ``path``, ``org/name`` or ``org/name@revision``; an existing folder wins over a Hub id.
+
+    Raises:
+        CheckpointError: no such folder and no such model on the Hub, the Hub cannot be reached, or the
+            reference names an adapter.
+    """
+    reference = Reference.parse(text)
+    if reference.adapter is not None:
+        raise CheckpointError(
+            f"{text}: adapters are not supported yet; merge {reference.adapter} into {reference.model} first "
+            "(peft: merge_and_unload, then save_pretrained) and name that folder"
+        )
+    folder = Path(reference.model).expanduser()
+    if folder.is_dir():
+        if reference.revision is not None:
+            raise CheckpointError(
+                f"{text}: {reference.model} is a folder, which has no revisions; leave out @{reference.revision}"
+            )
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{text}: is a file; expected the folder that holds it")
+    if not _HUB_ID.fullmatch(reference.model):
+        raise CheckpointError(f"{text}: no such folder; check the path, seen from {Path.cwd()}")
+    return _download(reference)
+
+
+def _download(reference: Reference) -> Path:
+    """The snapshot's folder in the Hub's cache: first what is small, then the weights that it names."""
+    name, revision = reference.model, reference.revision
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL_FILES))
+        index = folder / INDEX
+        shards = shard_names(index) if index.is_file() else ()
+        # By the commit found: the branch may move between the two calls.
+        snapshot_download(name, revision=folder.name, allow_patterns=[WEIGHTS, *shards])
+    except CheckpointError:
+        raise
+    # Whatever fails in there (the Hub's errors, the HTTP client's, the disk's) is one thing to the user.
+    except Exception as error:
+        at = f"{name}@{revision}" if revision else name
+        raise CheckpointError(
+            f"{at}: no folder of this name, and not to be had from the Hub "
+            f"({type(error).__name__}: {_first_line(error)}); check the name and the revision, unset "
+            "HF_HUB_OFFLINE, log in with `hf auth login` where the model is private or gated, or download it "
+            f"elsewhere with `hf download {name}` and name the folder"
+        ) from error
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error's text; the rest is advice for programmers."""
+    return next(iter(str(error).strip().splitlines()), "no reason given")

@@ -1,0 +1,285 @@
+"""`Checkpoint`: a tensor by name, lazily, from a folder or a Hub id."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import mmap
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, read_header, read_object
+from evomerge.checkpoint.hub import folder_of, weight_map
+from evomerge.errors import CheckpointError
+
+# The folder in which transformers keeps the chat templates beside the default one.
+TEMPLATES = "additional_chat_templates"
+
+_SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.json",
+    "*.jinja",
+    f"{TEMPLATES}/*.jinja",
+    "*processor_config.json",
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+# A tensor's sample in the fingerprint: whole where it is small, else so many pieces spread evenly, the
+# first and the last bytes among them. A fine-tune moves nearly every number, so few are enough.
+_PIECES = 8
+_PIECE_BYTES = 4096
+
+
+class Checkpoint:
+    """A tensor by name, lazily, from a folder or a Hub id.
+
+    Opening checks every file's header against its size without loading weights. All methods may be called
+    from several threads. As a context manager it closes at the end.
+
+    Attributes:
+        reference: the text that it was opened with.
+        folder: the folder that holds the files.
+        config: what config.json says.
+        tensors: every tensor by name, in the order in which they lie on disk: shard by shard, by offset.
+            Reading in this order is sequential.
+        nbytes: the bytes of all tensors.
+    """
+
+    reference: str
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    nbytes: int
+
+    def __init__(self, reference: str, folder: Path) -> None:
+        self.reference = reference
+        self.folder = folder
+        self.config = MappingProxyType(read_object(_config_of(reference, folder)))
+        self._places = _places(reference, folder)
+        self.tensors = MappingProxyType({name: place.info for name, (_, place) in self._places.items()})
+        self.nbytes = sum(info.nbytes for info in self.tensors.values())
+        self._maps: dict[Path, Tensor] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def open(cls, reference: str) -> Checkpoint:
+        """The checkpoint that a reference names, checked but not loaded.
+
+        Args:
+            reference: ``path``, ``org/name`` or ``org/name@revision``. An existing folder wins over a Hub
+                id; a Hub id is downloaded into the Hub's cache.
+
+        Raises:
+            CheckpointError: it cannot be found, or a file is missing, truncated, unsafe or inconsistent.
+        """
+        return cls(reference, folder_of(reference))
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.reference!r}: {len(self.tensors)} tensors, {self.nbytes:,} bytes)"
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, name: str, device: str | torch.device = "cpu") -> Tensor:
+        """The values of one tensor, in its own dtype.
+
+        On the CPU the result is a view of the file's pages, which cost no memory that the system cannot
+        take back. They are read-only: **never write into it** (the process would be killed); `clone` first.
+        A view stays valid after `close`.
+
+        Args:
+            name: one of `tensors`.
+            device: where the values go.
+
+        Returns:
+            A tensor of the dtype and shape of ``tensors[name]`` on `device`.
+
+        Raises:
+            CheckpointError: no such tensor, the checkpoint is closed, or its file went away.
+        """
+        try:
+            path, place = self._places[name]
+        except KeyError:
+            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._places)} others") from None
+        info = place.info
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=info.dtype, device=device)
+        data = self._bytes(path, place)
+        if place.start % info.dtype.itemsize:
+            # Files whose headers are not padded have values at addresses that a view cannot start at.
+            data = data.clone()
+        return data.view(info.dtype).reshape(info.shape).to(device)
+
+    def fingerprint(self) -> str:
+        """A hex digest that changes when the weights or the config change.
+
+        Made of the config, every tensor's name, dtype and shape, and a sample of its bytes: the whole where
+        that is 32 KiB or less, else 8 pieces of 4 KiB. So it is cheap, and a change of a few numbers in a
+        large tensor can go unseen. It does not depend on the folder's path, on times, or on the shards.
+
+        Raises:
+            CheckpointError: the checkpoint is closed, or a file went away.
+        """
+        if self._fingerprint is None:
+            # Older transformers write the path that a model was loaded from into its config.
+            config = {key: value for key, value in self.config.items() if key != "_name_or_path"}
+            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+            samples = {name: self._sample(*where) for name, where in self._places.items()}
+            for name in sorted(samples):
+                info = self.tensors[name]
+                digest.update(f"\n{name!r} {info.dtype} {info.shape} ".encode())
+                digest.update(samples[name])
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def side_files(self) -> tuple[Path, ...]:
+        """The files beside the weights that a merged model needs too, sorted.
+
+        The generation config, the tokenizer's and processors' files, chat templates; never code. A file in
+        ``additional_chat_templates`` keeps that folder when `CheckpointWriter.commit` copies it.
+        """
+        found = {path for pattern in _SIDE_FILES for path in self.folder.glob(pattern) if path.is_file()}
+        return tuple(sorted(found))
+
+    def close(self) -> None:
+        """Lets go of the files. Tensors already read stay valid; reading more is an error."""
+        with self._lock:
+            self._closed = True
+            self._maps.clear()
+
+    def _bytes(self, path: Path, place: Place) -> Tensor:
+        """The tensor's bytes, shape ``(nbytes,)``, uint8: a view of its file's memory map."""
+        with self._lock:
+            if self._closed:
+                raise CheckpointError(f"{self.reference}: the checkpoint is closed; open it again to read")
+            data = self._maps.get(path)
+            if data is None:
+                data = self._maps[path] = _map(path)
+        stop = place.start + place.info.nbytes
+        if data.numel() < stop:
+            raise CheckpointError(f"{path}: shrank since it was opened; do not write to a model that is in use")
+        return data[place.start : stop]
+
+    def _sample(self, path: Path, place: Place) -> bytes:
+        """A digest of some of a tensor's bytes."""
+        size = place.info.nbytes
+        if size == 0:
+            return b""
+        data = self._bytes(path, place).numpy().data
+        if size <= _PIECES * _PIECE_BYTES:
+            return hashlib.sha256(data).digest()
+        digest = hashlib.sha256()
+        for piece in range(_PIECES):
+            start = (size - _PIECE_BYTES) * piece // (_PIECES - 1)
+            digest.update(data[start : start + _PIECE_BYTES])
+        return digest.digest()
+
+
+def _map(path: Path) -> Tensor:
+    """The bytes of a file, shape ``(size,)``, uint8, as a read-only memory map."""
+    try:
+        with path.open("rb") as file:
+            # Read-only pages: torch's own `from_file` maps them as writable, for which the kernel wants
+            # memory in reserve, and refuses a file larger than the machine's.
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read any more: {error}") from error
+    # torch has no read-only tensors and warns of a read-only buffer, in a way that threads cannot silence.
+    # So it is given the address; the buffer keeps the map, and torch keeps the buffer.
+    buffer = (ctypes.c_uint8 * data.size).from_address(data.ctypes.data)
+    buffer.kept = data  # type: ignore[attr-defined]
+    return torch.frombuffer(buffer, dtype=torch.uint8)
+
+
+def _config_of(reference: str, folder: Path) -> Path:
+    """The path of config.json; the error where it is missing says what the folder is instead."""
+    path = folder / CONFIG
+    if path.is_file():
+        return path
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{reference}: is an adapter, not a model; adapters are not supported yet. Merge it into its "
+            "model first (peft: merge_and_unload, then save_pretrained) and name that folder"
+        )
+    raise CheckpointError(f"{folder}: no {CONFIG}; expected the folder of a transformers model")
+
+
+def _places(reference: str, folder: Path) -> dict[str, tuple[Path, Place]]:
+    """The file and place of every tensor, in the order in which they lie on disk."""
+    index = folder / INDEX
+    # As transformers does: where both are there, the single file is the model.
+    if (folder / WEIGHTS).is_file():
+        mapped: dict[str, str] = {}
+        shards = [WEIGHTS]
+    elif index.is_file():
+        mapped = weight_map(index)
+        shards = sorted(set(mapped.values()))
+    else:
+        raise _no_weights(reference, folder)
+
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(shards)} shards are missing, the first {missing[0]}; "
+            "download the model again"
+        )
+    found: dict[str, tuple[Path, Place]] = {}
+    for shard in shards:
+        path = folder / shard
+        for place in read_header(path):
+            name = place.info.name
+            if name in found:
+                raise CheckpointError(
+                    f"{folder}: the tensor {name} is in two shards, {found[name][0].name} and {shard}; "
+                    "expected one; download the model again or save it anew"
+                )
+            found[name] = (path, place)
+    for name, shard in mapped.items():
+        if name not in found or found[name][0].name != shard:
+            where = f"found it in {found[name][0].name}" if name in found else "no shard has it"
+            raise CheckpointError(
+                f"{index}: expected the tensor {name} in {shard}, {where}; the index and the shards are not "
+                "of one model; download it again"
+            )
+    return found
+
+
+def _no_weights(reference: str, folder: Path) -> CheckpointError:
+    """The error for a folder without weights that can be read."""
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return CheckpointError(
+            f"{reference}: has its weights as pickles only ({pickles[0]}), which can run any code when "
+            f"opened; expected {WEIGHTS}. Convert them, if you trust them: "
+            "python -c 'from transformers import AutoModelForCausalLM as M; "
+            f'M.from_pretrained("{reference}", dtype="auto").save_pretrained("DIR")\''
+        )
+    others = sorted(path.name for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern))
+    return CheckpointError(
+        f"{folder}: no weights; expected {WEIGHTS} or {INDEX}, found {', '.join(others[:3]) or 'neither'}; "
+        "download the model again, or save it with transformers' save_pretrained"
+    )

@@ -1,0 +1,378 @@
+"""`CheckpointWriter`: shards, then one rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, encode_header
+from evomerge.checkpoint.reading import TEMPLATES
+from evomerge.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, two writers of one folder are the user's to avoid.
+    fcntl = None  # type: ignore[assignment]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file to be: its name, its first bytes, where each tensor goes, and its size."""
+
+    name: str
+    head: bytes
+    places: Mapping[str, Place]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.head) + sum(place.info.nbytes for place in self.places.values())
+
+
+class CheckpointWriter:
+    """Shards, then one rename.
+
+    A context manager. The files are written into ``<folder>.partial`` beside the target; `commit` makes
+    that the target by one rename. Left without `commit`, by an error or not, it removes what it wrote; a
+    killed run's remains are removed when the next writer of the same folder starts. Memory is bounded by a
+    tensor: each one goes straight to its place. `write` may be called from several threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: Sequence[TensorInfo],
+        *,
+        shard_bytes: int = 5 * 10**9,
+        overwrite: bool = False,
+    ) -> None:
+        """Plans the shards and checks the target and the disk; nothing is written yet.
+
+        Args:
+            folder: the target; its parents are made where missing.
+            layout: every tensor that will be written, in the order in which they should lie.
+            shard_bytes: the most bytes of tensors in a file; a larger tensor has one of its own.
+            overwrite: replace an existing folder, whatever it holds, at the rename.
+
+        Raises:
+            CheckpointError: the target is not empty, the layout has a name twice or a dtype that
+                safetensors lacks, or the disk has too little room.
+        """
+        # Resolved, as the rename must replace what a link names, on its own file system.
+        self.folder = Path(folder).expanduser().resolve()
+        self._partial = self.folder.with_name(self.folder.name + ".partial")
+        self._replaced = self.folder.with_name(self.folder.name + ".partial-replaced")
+        self._overwrite = overwrite
+        self._shards = _plan(layout, shard_bytes)
+        self._where = {name: shard for shard in self._shards for name in shard.places}
+        self._left = set(self._where)
+        self._files: dict[str, FileIO] = {}
+        self._folder_handle: int | None = None
+        self._state = "new"
+        self._lock = threading.Lock()
+        self._check_target()
+        self._check_room()
+
+    def __enter__(self) -> CheckpointWriter:
+        """Makes the temporary folder and the empty shards.
+
+        Raises:
+            CheckpointError: another process is writing this folder, or the disk refuses.
+        """
+        if self._state != "new":
+            raise CheckpointError(f"{self.folder}: a writer is used once; make another")
+        try:
+            self._recover()
+            self._check_target()
+            self._partial.mkdir(parents=True)
+            self._folder_handle = _locked(self._partial)
+            self._state = "open"
+            for shard in self._shards:
+                file = self._files[shard.name] = FileIO(self._partial / shard.name, "x")
+                _write_at(file, memoryview(shard.head), 0)
+                file.truncate(shard.nbytes)
+        except OSError as error:
+            raise self._abandon(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Removes what was written, unless it was committed."""
+        with self._lock:
+            if self._state == "open":
+                self._discard()
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Puts one tensor in its place; any order.
+
+        Args:
+            name: one of the layout's names, not written yet.
+            tensor: of the layout's dtype and shape, on any device.
+
+        Raises:
+            CheckpointError: the layout has no such tensor, it was written before, its dtype or shape is
+                another, or the disk is full; after the last, nothing is left behind.
+        """
+        shard = self._where.get(name)
+        if shard is None:
+            raise CheckpointError(f"{self.folder}: cannot write {name!r}: the layout has no such tensor")
+        info = shard.places[name].info
+        if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
+            raise CheckpointError(
+                f"{self.folder}: {name}: expected {info.dtype} of shape {list(info.shape)}, "
+                f"found {tensor.dtype} of shape {list(tensor.shape)}"
+            )
+        values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        data = values.reshape(-1).view(torch.uint8).numpy().data
+        with self._lock:
+            self._check_open()
+            if name not in self._left:
+                raise CheckpointError(f"{self.folder}: {name} is written twice; write each tensor once")
+            try:
+                _write_at(self._files[shard.name], data, shard.places[name].start)
+            except OSError as error:
+                raise self._abandon(error) from error
+            self._left.remove(name)
+
+    def commit(
+        self,
+        *,
+        config: Mapping[str, Any],
+        files: Iterable[Path] = (),
+        texts: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Adds the small files, waits until all is on the disk, and renames the folder to the target.
+
+        Args:
+            config: what config.json shall say.
+            files: files to copy by their names, as `Checkpoint.side_files` gives them.
+            texts: further files by name; they win over `files` of the same name.
+
+        Raises:
+            CheckpointError: a tensor of the layout was not written, a file's name is not plain or taken by
+                the checkpoint itself, `config` is not JSON, or the disk is full.
+        """
+        with self._lock:
+            self._check_open()
+            if self._left:
+                some = ", ".join(sorted(self._left)[:3])
+                raise CheckpointError(
+                    f"{self.folder}: {len(self._left)} tensors of the layout were not written, e.g. {some}"
+                )
+            try:
+                config_text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{self.folder}: the config is not JSON: {error}") from error
+            own = {CONFIG: config_text}
+            if len(self._shards) != 1:
+                own[INDEX] = self._index()
+            copies = {_target_name(path): path for path in files}
+            self._check_names([*copies, *texts])
+            try:
+                for name, path in copies.items():
+                    if name not in texts:
+                        (self._partial / name).parent.mkdir(exist_ok=True)
+                        shutil.copyfile(path, self._partial / name)
+                        _sync(self._partial / name)
+                for name, text in {**texts, **own}.items():
+                    (self._partial / name).write_text(text, encoding="utf-8", newline="")
+                    _sync(self._partial / name)
+                for file in self._files.values():
+                    os.fsync(file.fileno())
+                self._close_files()
+                _sync(self._partial)
+                self._rename()
+                _sync(self.folder.parent)
+            except OSError as error:
+                raise self._abandon(error) from error
+            self._state = "committed"
+            self._close_handle()
+
+    def _check_target(self) -> None:
+        """The target must be free, empty, or ours to replace."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: is a file; name a folder to write to")
+        if not self._overwrite and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise CheckpointError(f"{self.folder}: is not empty; name another folder, or allow overwriting it")
+
+    def _check_room(self) -> None:
+        """The disk must have room for all shards before the first is begun."""
+        place = self.folder.parent
+        while not place.exists():
+            place = place.parent
+        needed = sum(shard.nbytes for shard in self._shards)
+        free = shutil.disk_usage(place).free
+        # What a killed run left there is removed before the first byte is written.
+        stale = (path for path in self._partial.rglob("*") if path.is_file())
+        free += sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in stale)
+        if needed > free:
+            raise CheckpointError(
+                f"{self.folder}: the disk is too full: {needed:,} bytes needed, {free:,} free; "
+                "free some, or write elsewhere"
+            )
+
+    def _check_open(self) -> None:
+        """Writing is possible between entering the context and `commit`."""
+        if self._state != "open":
+            raise CheckpointError(
+                f"{self.folder}: the writer is {self._state}; write and commit inside its `with` block"
+            )
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        """Small files must stay in the folder and not replace what the writer itself makes."""
+        taken = {CONFIG.lower(), INDEX.lower(), *(shard.name.lower() for shard in self._shards)}
+        for name in names:
+            plain = name.removeprefix(f"{TEMPLATES}/")
+            if not plain or plain in (".", "..") or any(sign in plain for sign in "/\\:\0"):
+                raise CheckpointError(f"{self.folder}: {name!r}: expected a plain file name")
+            # Some file systems ignore case.
+            if name.lower() in taken:
+                raise CheckpointError(f"{self.folder}: {name} is written by the writer itself; leave it out")
+
+    def _index(self) -> str:
+        """The text of model.safetensors.index.json."""
+        total = sum(place.info.nbytes for shard in self._shards for place in shard.places.values())
+        names = {name: self._where[name].name for name in sorted(self._where)}
+        return json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=2) + "\n"
+
+    def _recover(self) -> None:
+        """Cleans up after a killed run, wherever it was killed."""
+        if self._partial.exists():
+            handle = _locked(self._partial)  # An error where its writer lives.
+            try:
+                shutil.rmtree(self._partial)
+            finally:
+                if handle is not None:
+                    os.close(handle)
+        if self._replaced.exists():
+            if self.folder.exists():
+                shutil.rmtree(self._replaced)
+            else:
+                self._replaced.rename(self.folder)
+
+    def _rename(self) -> None:
+        """The temporary folder becomes the target; what was there goes only then."""
+        # Once more: the target may have been filled since this writer was made.
+        self._check_target()
+        if not self.folder.exists():
+            self._partial.rename(self.folder)
+            return
+        self.folder.rename(self._replaced)
+        try:
+            self._partial.rename(self.folder)
+        except OSError:
+            self._replaced.rename(self.folder)
+            raise
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _abandon(self, error: OSError) -> CheckpointError:
+        """Removes what was written; the error to raise for what the disk said."""
+        self._discard()
+        if error.errno in _FULL:
+            needed = sum(shard.nbytes for shard in self._shards)
+            with suppress(OSError):
+                free = shutil.disk_usage(self.folder.parent).free
+                return CheckpointError(
+                    f"{self.folder}: the disk is full: {needed:,} bytes needed in all, {free:,} free now "
+                    "that the unfinished files are removed; free some, or write elsewhere"
+                )
+        return CheckpointError(f"{self.folder}: cannot be written: {error}")
+
+    def _discard(self) -> None:
+        """Closes and removes everything that was written."""
+        was_open, self._state = self._state == "open", "abandoned"
+        self._close_files()
+        if was_open:
+            shutil.rmtree(self._partial, ignore_errors=True)
+        self._close_handle()
+
+    def _close_files(self) -> None:
+        while self._files:
+            with suppress(OSError):
+                self._files.popitem()[1].close()
+
+    def _close_handle(self) -> None:
+        if self._folder_handle is not None:
+            os.close(self._folder_handle)
+            self._folder_handle = None
+
+
+def _plan(layout: Sequence[TensorInfo], shard_bytes: int) -> tuple[_Shard, ...]:
+    """The shards, filled in the layout's order, named as transformers names them."""
+    if shard_bytes < 1:
+        raise CheckpointError(f"shard_bytes is {shard_bytes}; expected 1 or more")
+    groups: list[list[TensorInfo]] = [[]]
+    names: set[str] = set()
+    filled = 0
+    for info in layout:
+        if info.name in names:
+            raise CheckpointError(f"the layout has {info.name} twice; name each tensor once")
+        names.add(info.name)
+        if groups[-1] and filled + info.nbytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(info)
+        filled += info.nbytes
+    shards = []
+    for number, group in enumerate(groups, 1):
+        name = WEIGHTS if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
+        # Wide elements first: every tensor then starts at a multiple of its element's size, without holes.
+        head, places = encode_header(sorted(group, key=lambda info: -info.dtype.itemsize))
+        shards.append(_Shard(name, head, places))
+    return tuple(shards)
+
+
+def _target_name(path: Path) -> str:
+    """The name under which a copied file is stored."""
+    return f"{TEMPLATES}/{path.name}" if path.parent.name == TEMPLATES else path.name
+
+
+def _write_at(file: FileIO, data: memoryview, start: int) -> None:
+    """All of the bytes, at their place; a short write (more than 2 GiB, a disk nearly full) goes on."""
+    file.seek(start)
+    while data:
+        data = data[file.write(data) :]
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders.
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that locks a folder until it is closed or its process dies; None where there are no locks."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise CheckpointError(
+            f"{folder}: another process is writing there; wait for it, or write to another folder"
+        ) from None
+    except OSError:  # A network file system without locks.
+        os.close(handle)
+        return None
+    return handle

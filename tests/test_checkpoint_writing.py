@@ -1,0 +1,509 @@
+"""Writing: what goes in comes out, by every loader; what fails leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evomerge.checkpoint import Checkpoint, CheckpointWriter, TensorInfo
+from evomerge.errors import CheckpointError
+from tests.tiny import tiny_checkpoint
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]
+CONFIG = {"model_type": "llama", "num_hidden_layers": 0}
+
+
+def values_of(info: TensorInfo, seed: int = 0) -> torch.Tensor:
+    """Random bytes as a tensor; NaNs and infinities are among them."""
+    generator = torch.Generator().manual_seed(seed)
+    most = 2 if info.dtype == torch.bool else 256
+    data = torch.randint(0, most, (info.nbytes,), dtype=torch.uint8, generator=generator)
+    return data.view(info.dtype).reshape(info.shape)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def infos(*sizes: int, dtype: torch.dtype = torch.float32) -> list[TensorInfo]:
+    return [TensorInfo(f"t{number}", dtype, (size,)) for number, size in enumerate(sizes)]
+
+
+def written(folder: Path, layout: list[TensorInfo], **options: Any) -> Path:
+    with CheckpointWriter(folder, layout, **options) as writer:
+        for info in layout:
+            writer.write(info.name, values_of(info))
+        writer.commit(config=CONFIG)
+    return folder
+
+
+layouts = st.lists(
+    st.builds(
+        TensorInfo,
+        name=st.text(st.characters(codec="utf-8"), max_size=12).filter(lambda name: name != "__metadata__"),
+        dtype=st.sampled_from(DTYPES),
+        shape=st.lists(st.integers(0, 5), max_size=3).map(tuple),
+    ),
+    max_size=8,
+    unique_by=lambda info: info.name,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(layout=layouts, shard_bytes=st.integers(1, 400), order=st.randoms(use_true_random=False))
+def test_what_is_written_is_read(layout: list[TensorInfo], shard_bytes: int, order: Any) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "out"
+        values = {info.name: values_of(info, seed) for seed, info in enumerate(layout)}
+        shuffled = list(values)
+        order.shuffle(shuffled)
+        with CheckpointWriter(folder, layout, shard_bytes=shard_bytes) as writer:
+            for name in shuffled:
+                writer.write(name, values[name])
+            writer.commit(config=CONFIG)
+        checkpoint = Checkpoint.open(str(folder))
+        assert dict(checkpoint.tensors) == {info.name: info for info in layout}
+        found = {}
+        for shard in folder.glob("*.safetensors"):
+            size = os.path.getsize(shard)
+            assert (8 + int.from_bytes(shard.read_bytes()[:8], "little")) % 8 == 0
+            with safe_open(shard, "pt") as file:
+                assert file.metadata() == {"format": "pt"}
+                found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            assert size == shard.stat().st_size
+        for info in layout:
+            mine, theirs = checkpoint.read(info.name), found.pop(info.name)
+            assert (mine.dtype, tuple(mine.shape)) == (theirs.dtype, tuple(theirs.shape))
+            assert (mine.dtype, tuple(mine.shape)) == (info.dtype, info.shape)
+            assert bits(mine) == bits(theirs) == bits(values[info.name])
+        assert not found
+
+
+def test_values_are_aligned_whatever_their_dtypes(tmp_path: Path) -> None:
+    layout = [TensorInfo(str(i), dtype, (3,)) for i, dtype in enumerate(reversed(DTYPES))]
+    checkpoint = Checkpoint.open(str(written(tmp_path / "out", layout)))
+    for _, place in checkpoint._places.values():
+        assert place.start % place.info.dtype.itemsize == 0
+
+
+# The plan of the shards
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shards"),
+    [
+        ([10, 10], [["t0", "t1"]]),
+        ([10, 15], [["t0", "t1"]]),
+        ([10, 16], [["t0"], ["t1"]]),
+        ([10, 10, 10, 1], [["t0", "t1"], ["t2", "t3"]]),
+        ([99, 1, 99], [["t0"], ["t1"], ["t2"]]),
+        ([0, 25, 0, 1], [["t0", "t1", "t2"], ["t3"]]),
+    ],
+)
+def test_shards_are_filled_in_order(tmp_path: Path, sizes: list[int], shards: list[list[str]]) -> None:
+    folder = written(tmp_path / "out", infos(*sizes), shard_bytes=100)
+    files = sorted(path.name for path in folder.iterdir())
+    if len(shards) == 1:
+        assert files == ["config.json", "model.safetensors"]
+        return
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    assert files == ["config.json", *names, "model.safetensors.index.json"]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 4 * sum(sizes)}
+    expected = {name: names[i] for i, group in enumerate(shards) for name in group}
+    assert index["weight_map"] == expected
+
+
+def test_tensors_lie_in_the_layout_s_order(tmp_path: Path) -> None:
+    layout = list(reversed(infos(3, 4, 5)))
+    assert list(Checkpoint.open(str(written(tmp_path / "out", layout))).tensors) == ["t2", "t1", "t0"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "mamba"])
+def test_transformers_loads_the_result(kind: str, tmp_path: Path) -> None:
+    source = Checkpoint.open(str(tiny_checkpoint(tmp_path / "in", 3, kind, layers=2, chat_template=True)))
+    out = tmp_path / "out"
+    with CheckpointWriter(out, list(source.tensors.values()), shard_bytes=10_000) as writer:
+        for name in reversed(source.tensors):
+            writer.write(name, source.read(name))
+        writer.commit(config=source.config, files=source.side_files(), texts={"README.md": "# é\n"})
+    assert len(list(out.glob("*.safetensors"))) > 1
+    mine, loading = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    theirs = AutoModelForCausalLM.from_pretrained(source.folder)
+    expected = theirs.state_dict()
+    for name, value in mine.state_dict().items():
+        assert torch.equal(value, expected[name])
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.decode(tokenizer("日本")["input_ids"]) == "日本"
+    assert tokenizer.chat_template
+    assert (out / "README.md").read_bytes() == "# é\n".encode()
+    assert Checkpoint.open(str(out)).fingerprint() == source.fingerprint()
+
+
+# What commit and write refuse
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[CheckpointWriter]:
+    with CheckpointWriter(tmp_path / "out", infos(2, 3)) as writer:
+        yield writer
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("t9", torch.zeros(2), "layout has no such tensor"),
+        ("t0", torch.zeros(3), r"expected torch.float32 of shape \[2\].*found torch.float32 of shape \[3\]"),
+        ("t0", torch.zeros(2, dtype=torch.float16), "found torch.float16"),
+    ],
+)
+def test_a_wrong_tensor_is_refused(writer: CheckpointWriter, name: str, tensor: torch.Tensor, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        writer.write(name, tensor)
+
+
+def test_a_tensor_written_twice_is_refused(writer: CheckpointWriter) -> None:
+    writer.write("t0", torch.zeros(2))
+    with pytest.raises(CheckpointError, match="t0 is written twice"):
+        writer.write("t0", torch.zeros(2))
+
+
+def test_a_missing_tensor_is_refused(writer: CheckpointWriter, tmp_path: Path) -> None:
+    writer.write("t0", torch.zeros(2))
+    with pytest.raises(CheckpointError, match=r"1 tensors of the layout were not written, e\.g\. t1"):
+        writer.commit(config={})
+    assert not (tmp_path / "out").exists()
+    # The error can be mended: the writer is still open.
+    writer.write("t1", torch.zeros(3))
+    writer.commit(config={})
+    assert (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../evil", "plain file name"),
+        ("a/b", "plain file name"),
+        ("/etc/x", "plain file name"),
+        ("a\\b", "plain file name"),
+        ("additional_chat_templates/../../x", "plain file name"),
+        ("..", "plain file name"),
+        ("", "plain file name"),
+        ("config.json", "written by the writer itself"),
+        ("Model.Safetensors", "written by the writer itself"),
+    ],
+)
+def test_texts_stay_in_the_folder(writer: CheckpointWriter, name: str, words: str) -> None:
+    writer.write("t0", torch.zeros(2))
+    writer.write("t1", torch.zeros(3))
+    with pytest.raises(CheckpointError, match=words):
+        writer.commit(config={}, texts={name: "x"})
+
+
+def test_a_config_that_is_no_json_is_refused(writer: CheckpointWriter) -> None:
+    writer.write("t0", torch.zeros(2))
+    writer.write("t1", torch.zeros(3))
+    with pytest.raises(CheckpointError, match="config is not JSON"):
+        writer.commit(config={"dtype": torch.float32})
+
+
+def test_texts_win_over_files_and_templates_keep_their_folder(tmp_path: Path) -> None:
+    templates = tmp_path / "in" / "additional_chat_templates"
+    templates.mkdir(parents=True)
+    (templates / "tool.jinja").write_text("tool")
+    (tmp_path / "in" / "tokenizer.json").write_text("old")
+    files = [templates / "tool.jinja", tmp_path / "in" / "tokenizer.json"]
+    with CheckpointWriter(tmp_path / "out", []) as writer:
+        writer.commit(config={}, files=files, texts={"tokenizer.json": "new"})
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "new"
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool.jinja").read_text() == "tool"
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "words"),
+    [
+        ([*infos(1), *infos(1)], {}, "layout has t0 twice"),
+        ([TensorInfo("__metadata__", torch.float32, ())], {}, "__metadata__"),
+        (infos(1, dtype=torch.complex128), {}, "cannot store torch.complex128"),
+        (infos(1), {"shard_bytes": 0}, "shard_bytes is 0"),
+        (infos(10**15), {}, r"too full: 4,000,000,000,000,\d+ bytes needed, [\d,]+ free"),
+    ],
+)
+def test_a_wrong_plan_is_refused(tmp_path: Path, layout: list[TensorInfo], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        CheckpointWriter(tmp_path / "out", layout, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_outside_the_block_is_refused(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path / "out", infos(1))
+    with pytest.raises(CheckpointError, match="inside its `with` block"):
+        writer.write("t0", torch.zeros(1))
+    with writer:
+        writer.write("t0", torch.zeros(1))
+        writer.commit(config={})
+    with pytest.raises(CheckpointError, match="used once"):
+        writer.__enter__()
+
+
+# The target
+
+
+def test_a_target_that_is_not_empty_is_refused(tmp_path: Path) -> None:
+    target = written(tmp_path / "out", infos(1))
+    with pytest.raises(CheckpointError, match="is not empty"):
+        CheckpointWriter(target, infos(1))
+    with pytest.raises(CheckpointError, match="is a file"):
+        CheckpointWriter(target / "config.json", infos(1), overwrite=True)
+
+
+def test_an_empty_target_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert Checkpoint.open(str(written(tmp_path / "out", infos(1)))).tensors
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_old_target_stays_until_the_rename(tmp_path: Path) -> None:
+    target = written(tmp_path / "out", infos(1))
+    (target / "old.txt").write_text("old")
+    with CheckpointWriter(target, infos(2), overwrite=True) as writer:
+        writer.write("t0", torch.zeros(2))
+    assert (target / "old.txt").exists()
+    with CheckpointWriter(target, infos(2), overwrite=True) as writer:
+        writer.write("t0", torch.zeros(2))
+        assert (target / "old.txt").exists()
+        writer.commit(config={})
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_source_may_be_overwritten_while_it_is_read(tmp_path: Path) -> None:
+    target = written(tmp_path / "out", infos(5000))
+    source = Checkpoint.open(str(target))
+    expected = source.read("t0").clone()
+    with CheckpointWriter(target, infos(5000), overwrite=True) as writer:
+        writer.write("t0", torch.zeros(5000))
+        writer.commit(config={})
+    assert bits(source.read("t0")) == bits(expected)
+    assert not Checkpoint.open(str(target)).read("t0").any()
+
+
+def test_a_target_filled_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path / "out", infos(1)) as writer:
+        writer.write("t0", torch.zeros(1))
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious").touch()
+        with pytest.raises(CheckpointError, match="is not empty"):
+            writer.commit(config={})
+    assert (tmp_path / "out" / "precious").exists()
+
+
+def test_a_target_behind_a_link_is_written_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "far")
+    written(tmp_path / "out", infos(1))
+    assert (tmp_path / "out").is_symlink()
+    assert Checkpoint.open(str(tmp_path / "far")).tensors
+
+
+# Ends that nobody planned
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_without_commit_nothing_is_left(tmp_path: Path, error: type[BaseException] | None) -> None:
+    def work() -> None:
+        with CheckpointWriter(tmp_path / "out", infos(1, 2)) as writer:
+            writer.write("t0", torch.zeros(1))
+            assert (tmp_path / "out.partial").exists()
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(error):
+            work()
+    else:
+        work()
+    assert not list(tmp_path.iterdir())
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Starts a process that does the work; a fork, as importing torch anew takes seconds."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    return child
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_and_die(folder: Path, moment: str) -> None:
+    with CheckpointWriter(folder, infos(1, 1), overwrite=True, shard_bytes=4) as writer:
+        writer.write("t0", torch.ones(1))
+        if moment == "write":
+            die()
+        writer.write("t1", torch.ones(1))
+        rename = Path.rename
+        renames = []
+
+        def renamed(path: Path, target: Path) -> Path:
+            renames.append(path)
+            if len(renames) == {"first rename": 1, "second rename": 2}[moment]:
+                die()
+            return rename(path, target)
+
+        Path.rename = renamed  # type: ignore[method-assign]
+        writer.commit(config={})
+
+
+@pytest.mark.parametrize("moment", ["write", "first rename", "second rename"])
+def test_a_killed_run_loses_nothing_and_is_cleaned_up(tmp_path: Path, moment: str) -> None:
+    target = written(tmp_path / "out", infos(7))
+    before = Checkpoint.open(str(target)).fingerprint()
+    _, status = os.waitpid(in_child(lambda: write_and_die(target, moment)), 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()}
+    if moment == "second rename":
+        assert left == {"out.partial", "out.partial-replaced"}
+    else:
+        assert left == {"out.partial", "out"}
+        assert Checkpoint.open(str(target)).fingerprint() == before
+
+    # The next writer first brings back what there was.
+    with CheckpointWriter(target, infos(3), overwrite=True) as writer:
+        assert Checkpoint.open(str(target)).fingerprint() == before
+        writer.write("t0", torch.zeros(3))
+        writer.commit(config={})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Checkpoint.open(str(target)).tensors["t0"].shape == (3,)
+
+
+def test_what_a_killed_run_replaced_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    target = written(tmp_path / "out", infos(7))
+    target.rename(tmp_path / "out.partial-replaced")
+    with pytest.raises(CheckpointError, match="is not empty"), CheckpointWriter(target, infos(1)):
+        pass
+    assert Checkpoint.open(str(target)).tensors["t0"].shape == (7,)
+
+
+def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    reader, sender = os.pipe()
+
+    def work() -> None:
+        with CheckpointWriter(target, infos(1)):
+            os.write(sender, b"ready")
+            signal.pause()
+
+    child = in_child(work)
+    try:
+        assert os.read(reader, 5) == b"ready"
+        with pytest.raises(CheckpointError, match="another process is writing"):
+            written(target, infos(1))
+        assert (tmp_path / "out.partial" / "model.safetensors").exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(sender)
+    assert Checkpoint.open(str(written(target, infos(1)))).tensors
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("no mount command on this system")
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"too full: 4,000,\d+ bytes needed, 1,048,576 free"):
+        CheckpointWriter(small_disk / "out", infos(1_000_000))
+    assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["write", "commit"])
+def test_a_disk_that_fills_up_while_writing(small_disk: Path, tmp_path: Path, moment: str) -> None:
+    layout = infos(100_000, 100_000)
+    big = tmp_path / "tokenizer.json"
+    big.write_bytes(bytes(10**6))
+    with CheckpointWriter(small_disk / "out", layout) as writer:
+        writer.write("t0", torch.zeros(100_000))
+        if moment == "write":
+            # Somebody else's file takes the room that was there at the start.
+            (small_disk / "other").write_bytes(bytes(500_000))
+            with pytest.raises(CheckpointError, match=r"disk is full: 800,\d+ bytes needed"):
+                writer.write("t1", torch.zeros(100_000))
+        else:
+            writer.write("t1", torch.zeros(100_000))
+            with pytest.raises(CheckpointError, match="disk is full"):
+                writer.commit(config={}, files=[big])
+        assert not (small_disk / "out.partial").exists()
+        with pytest.raises(CheckpointError, match="abandoned"):
+            writer.write("t1", torch.zeros(100_000))
+    assert {path.name for path in small_disk.iterdir()} <= {"other"}
+
+
+def test_a_killed_run_s_room_counts_as_free(small_disk: Path) -> None:
+    (small_disk / "out.partial").mkdir()
+    (small_disk / "out.partial" / "model.safetensors").write_bytes(bytes(900_000))
+    assert Checkpoint.open(str(written(small_disk / "out", infos(200_000)))).nbytes == 800_000
+
+
+def test_memory_is_bounded_by_a_tensor(tmp_path: Path) -> None:
+    # 64 tensors of 4 MiB in one shard, each of which must be copied to be written.
+    def resident(field: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition(f"{field}:")[2].split()[0]) * 1024
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # The peak starts anew.
+    except OSError:
+        pytest.skip("this system does not tell a process its peak memory")
+    layout = [TensorInfo(str(number), torch.float32, (1024, 1024)) for number in range(64)]
+    values = torch.ones(1024, 1024).t()
+    before = resident("VmRSS")
+    with CheckpointWriter(tmp_path / "out", layout) as writer:
+        for info in layout:
+            writer.write(info.name, values)
+        writer.commit(config={})
+    assert resident("VmHWM") - before < 32 * 2**20
