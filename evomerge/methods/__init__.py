@@ -1,0 +1,67 @@
+"""Merge methods: pure functions of tensors that declare their parameters once.
+
+To add a method, write its file and add it to `METHODS`; recipes, checks, search and docs, and the tests of
+what every method keeps to, follow from its declaration.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from evomerge.errors import MergeError
+from evomerge.methods.linear import LINEAR
+from evomerge.methods.method import MergeMethod, Parameter, Parameters, Value
+from evomerge.methods.noise import Noise, noise_for, uniform
+from evomerge.methods.passthrough import PASSTHROUGH
+from evomerge.methods.slerp import SLERP
+from evomerge.methods.task_arithmetic import DARE_LINEAR, DARE_TIES, TASK_ARITHMETIC, TIES
+
+__all__ = [
+    "KNOWN_PARAMETERS",
+    "METHODS",
+    "MergeMethod",
+    "Noise",
+    "Parameter",
+    "Parameters",
+    "Value",
+    "method",
+    "noise_for",
+    "uniform",
+]
+
+METHODS: Mapping[str, MergeMethod] = MappingProxyType(
+    {
+        merge_method.name: merge_method
+        for merge_method in (
+            LINEAR,
+            SLERP,
+            TASK_ARITHMETIC,
+            TIES,
+            DARE_LINEAR,
+            DARE_TIES,
+            PASSTHROUGH,
+        )
+    }
+)
+"""Every merge method by the name that recipes use."""
+
+KNOWN_PARAMETERS: frozenset[str] = frozenset(
+    # In mergekit int8_mask makes masks smaller and changes no number; recipes have it with any method.
+    {"int8_mask"} | {parameter.name for known in METHODS.values() for parameter in known.parameters}
+)
+"""Every parameter's name that a recipe may hold, whatever its method."""
+
+
+def method(name: str) -> MergeMethod:
+    """Returns the merge method that recipes call `name`.
+
+    Raises:
+        MergeError: there is none; the text has the nearest names.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(METHODS)}"
+    raise MergeError(f"merge_method {name!r} is not known; {hint}")

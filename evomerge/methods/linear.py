@@ -1,0 +1,52 @@
+"""Linear: the weighted mean of the models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from evomerge.errors import MergeError
+from evomerge.methods.method import MergeMethod, Parameter, Parameters
+from evomerge.methods.noise import Noise
+
+# Below this magnitude the weights are taken to cancel; dividing by their sum would only magnify rounding.
+_NO_WEIGHT = 1e-8
+
+
+def _linear(tensors: Sequence[Tensor], _base: Tensor | None, parameters: Parameters, _noise: Noise) -> Tensor:
+    weights = [float(own["weight"]) for own in parameters.models]
+    if parameters.shared["normalize"]:
+        total = math.fsum(weights)
+        if abs(total) < _NO_WEIGHT:
+            raise MergeError(
+                f"linear: the weights {weights} sum to zero, so they cannot be normalized; "
+                f"expected a sum other than zero, change a weight or set normalize to false"
+            )
+        weights = [weight / total for weight in weights]
+    # Wortsman et al., §2: theta = sum_i w_i theta_i / sum_i w_i
+    merged = tensors[0].mul(weights[0])
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        # Not add_(alpha=...), which some processors fuse into one rounding and others do not.
+        merged.add_(tensor.mul(weight))
+    return merged
+
+
+LINEAR = MergeMethod(
+    name="linear",
+    summary="The weighted mean of the models.",
+    paper="https://arxiv.org/abs/2203.05482",
+    parameters=(
+        Parameter("weight", "The model's share in the mean.", per_model=True, start="share"),
+        Parameter("normalize", "Divide by the sum of the weights.", kind="bool", default=True),
+    ),
+    base="unused",
+    models=(1, None),
+    merge=_linear,
+)
+"""Weighted mean: sum of w_i X_i, divided by the sum of w_i where `normalize` is true.
+
+Raises `MergeError` where weights to be normalized sum to less than 1e-8 in magnitude.
+Wortsman et al. 2022 (Model soups), §2, https://arxiv.org/abs/2203.05482
+"""

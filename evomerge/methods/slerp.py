@@ -1,0 +1,59 @@
+"""Slerp: along the arc between two models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from evomerge.methods.method import MergeMethod, Parameter, Parameters
+from evomerge.methods.noise import Noise
+from evomerge.methods.reduction import inner_product
+
+# A vector this short has no direction; it is used as it is, so its cosine with anything is about zero.
+_NO_DIRECTION = 1e-8
+# Nearer to parallel than this (1.8 degrees), sin theta is small and the arc is a line to float32.
+_PARALLEL = 0.9995
+
+
+def _slerp(tensors: Sequence[Tensor], base: Tensor | None, parameters: Parameters, _noise: Noise) -> Tensor:
+    assert base is not None  # MergeMethod has checked it; this line is for the type checker.
+    (other,) = tensors
+    t = float(parameters.shared["t"])
+    cosine = inner_product(base, other) / (_divisor(base) * _divisor(other))
+    if abs(cosine) > _PARALLEL:
+        return _line(base, other, t)
+    # Shoemake: sin((1 - t) theta) / sin theta X_0 + sin(t theta) / sin theta X_1
+    theta = math.acos(cosine)
+    merged = base.mul(math.sin((1 - t) * theta) / math.sin(theta))
+    return merged.add_(other.mul(math.sin(t * theta) / math.sin(theta)))
+
+
+def _divisor(tensor: Tensor) -> float:
+    """Returns what to divide a tensor by to have its unit vector: its norm, or 1 where it has none."""
+    norm = math.sqrt(inner_product(tensor, tensor))
+    return 1.0 if norm <= _NO_DIRECTION else norm
+
+
+def _line(start: Tensor, end: Tensor, t: float) -> Tensor:
+    """Returns (1 - t) start + t end, going out from the nearer end so that both ends come out exactly."""
+    nearer, step, part = (start, end - start, t) if t < 0.5 else (end, start - end, 1 - t)
+    return step.mul_(part).add_(nearer)
+
+
+SLERP = MergeMethod(
+    name="slerp",
+    summary="Along the arc between two models: the base at t = 0, the other at t = 1.",
+    paper="https://doi.org/10.1145/325334.325242",
+    parameters=(Parameter("t", "How far from the base to the other model; 0 is the base."),),
+    base="endpoint",
+    models=(1, 1),
+    merge=_slerp,
+)
+"""Spherical linear interpolation of two tensors, each flattened to one vector.
+
+The angle is measured between the unit vectors, the coefficients are applied to the originals; where the
+cosine exceeds 0.9995 in magnitude, linear interpolation. A `t` outside [0, 1] goes on along the same arc.
+Shoemake 1985, Animating rotation with quaternion curves, https://doi.org/10.1145/325334.325242
+"""

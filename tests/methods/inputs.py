@@ -1,0 +1,107 @@
+"""Arguments for any merge method, drawn from what it declares."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evomerge.methods import MergeMethod, Noise, Parameters, noise_for
+
+# Binary fractions: sums of weights that cancel, and votes that tie, do so exactly in float32 and float64.
+VALUES = {
+    "weight": (0.5, 0.25, -0.75, 0.0, 1.0, 0.625),
+    "density": (0.0, 0.1, 0.5, 0.77, 1.0),
+    "lambda": (1.0, 0.7, -0.5, 0.0),
+    "scale": (1.0, 0.0, -0.3, 1.7),
+    "t": (0.0, 0.3, 0.5, 0.9, 1.0, 1.25, -0.5),
+    "seed": (0, 7),
+}
+
+
+@dataclass
+class Arguments:
+    tensors: list[torch.Tensor]
+    base: torch.Tensor | None
+    parameters: Parameters
+    noise: Noise
+
+    def merge(self, method: MergeMethod) -> torch.Tensor:
+        return method(self.tensors, self.base, self.parameters, self.noise)
+
+
+def tensors_of(kind, shape, count, rng, dtype=torch.float32):
+    """Draws a base and `count` tensors, rounded to `dtype` and cast to float32."""
+    base = rng.normal(size=shape) * 0.05
+    deltas = rng.normal(size=(count, *shape)) * 0.01
+    if kind == "equal magnitudes":
+        base = rng.integers(-4, 5, size=shape) * 0.25
+        deltas = rng.choice([-0.5, 0.5, 0.0], size=(count, *shape))
+    elif kind == "copies":
+        deltas[:] = 0
+    elif kind == "one copy":
+        deltas[0] = 0
+    elif kind == "zeros":
+        base, deltas = base * 0, deltas * 0
+    elif kind == "tiny":  # about the norms that count as none
+        base, deltas = base * 1e-7, deltas * 1e-7
+    elif kind == "far apart":
+        deltas = deltas * 20
+    else:
+        assert kind == "normal"
+
+    def cast(array):
+        return torch.tensor(np.asarray(array)).to(dtype).to(torch.float32)
+
+    return cast(base), [cast(base + delta) for delta in deltas]
+
+
+def fewest_and_most(method, most=4):
+    return method.models[0], min(most, method.models[1] or most)
+
+
+def some_value(parameter, rng):
+    if parameter.kind == "bool":
+        return bool(rng.integers(2))
+    if parameter.name in VALUES:
+        return rng.choice(VALUES[parameter.name]).item()
+    low = parameter.low if math.isfinite(parameter.low) else 0.0
+    high = parameter.high if math.isfinite(parameter.high) else low + 1.0
+    return float(rng.uniform(low, high))
+
+
+def draw(method, shape, seed, kind="normal", dtype=torch.float32):
+    """Draws arguments with every parameter given; the weights do not sum to zero."""
+    rng = np.random.default_rng(seed)
+    fewest, most = fewest_and_most(method)
+    count = int(rng.integers(fewest, most + 1))
+    base, tensors = tensors_of(kind, shape, count, rng, dtype)
+    shared = {p.name: some_value(p, rng) for p in method.parameters if not p.per_model}
+    models = [{p.name: some_value(p, rng) for p in method.parameters if p.per_model} for _ in range(count)]
+    if "weight" in models[0] and sum(own["weight"] for own in models) == 0:
+        models[0]["weight"] += 0.5
+    parameters = method.complete(shared, models)
+    noise = noise_for(int(shared.get("seed", 0)), "layer", shape, "cpu")
+    return Arguments(tensors, None if method.base == "unused" else base, parameters, noise)
+
+
+def defaults(method, shape, seed=0, kind="normal", count=None):
+    """Draws tensors; parameters are the defaults, and where there is none, 0.5."""
+    rng = np.random.default_rng(seed)
+    count = count or fewest_and_most(method)[1]
+    base, tensors = tensors_of(kind, shape, count, rng)
+    required = [p for p in method.parameters if p.default is None]
+    parameters = method.complete(
+        {p.name: 0.5 for p in required if not p.per_model},
+        [{p.name: 0.5 for p in required if p.per_model} for _ in range(count)],
+    )
+    noise = noise_for(0, "layer", shape, "cpu")
+    return Arguments(tensors, None if method.base == "unused" else base, parameters, noise)
+
+
+def same_bits(left, right):
+    return (
+        left.shape == right.shape
+        and left.dtype == right.dtype == torch.float32
+        and torch.equal(left.contiguous().view(torch.int32), right.contiguous().view(torch.int32))
+    )

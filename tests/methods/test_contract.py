@@ -1,0 +1,280 @@
+"""What every method in the table keeps to."""
+
+import ast
+import importlib
+import inspect
+import itertools
+import math
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+
+import evomerge.methods
+from evomerge.errors import MergeError
+from evomerge.methods import KNOWN_PARAMETERS, METHODS, MergeMethod, Parameter, Parameters, method
+
+from .inputs import Arguments, defaults, draw, fewest_and_most, same_bits
+
+# Over the 2^15 elements from which torch shares work among threads, and odd.
+LARGE = (331, 701)
+
+every_method = pytest.mark.parametrize("method_", METHODS.values(), ids=METHODS.keys())
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@every_method
+def test_declares_itself(method_):
+    assert METHODS[method_.name] is method_
+    assert method_.summary.endswith(".")
+    assert "\n" not in method_.summary
+    assert method_.paper.startswith("https://")
+    assert method_.base in ("required", "endpoint", "optional", "unused")
+    fewest, most = method_.models
+    assert fewest >= 1
+    assert most is None or most >= fewest
+
+
+@every_method
+def test_declares_its_parameters(method_):
+    names = [parameter.name for parameter in method_.parameters]
+    assert len(set(names)) == len(names)
+    for parameter in method_.parameters:
+        assert parameter.name in KNOWN_PARAMETERS
+        assert parameter.summary.endswith(".")
+        assert "\n" not in parameter.summary
+        assert parameter.low < parameter.high
+        if parameter.default is not None:
+            assert parameter.fault(parameter.default) is None
+        if parameter.start not in (None, "share"):
+            assert parameter.fault(parameter.start) is None
+
+
+def test_every_method_is_documented_where_it_is_defined():
+    documented = set()
+    for module_info in pkgutil.iter_modules(evomerge.methods.__path__):
+        module = importlib.import_module(f"evomerge.methods.{module_info.name}")
+        body = ast.parse(inspect.getsource(module)).body
+        for statement, after in itertools.pairwise(body):
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                found = getattr(module, statement.targets[0].id)
+                if isinstance(found, MergeMethod) and isinstance(after, ast.Expr):
+                    assert found.paper in ast.literal_eval(after.value)
+                    documented.add(found.name)
+    assert documented == set(METHODS)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (5,), (4, 3, 2)])
+def test_keeps_shape_dtype_and_arguments(method_, shape):
+    for arguments in (defaults(method_, shape), *(draw(method_, shape, seed) for seed in range(6))):
+        inputs = [*arguments.tensors, *([] if arguments.base is None else [arguments.base])]
+        before = [tensor.clone() for tensor in inputs]
+        merged = arguments.merge(method_)
+        assert merged.shape == shape
+        assert merged.dtype == torch.float32
+        assert all(same_bits(now, then) for now, then in zip(inputs, before, strict=True))
+
+
+@every_method
+def test_merging_copies_of_the_base_gives_the_base(method_):
+    for count in {fewest_and_most(method_)[0], fewest_and_most(method_)[1]}:
+        arguments = defaults(method_, (37, 11), kind="copies", count=count)
+        torch.testing.assert_close(arguments.merge(method_), arguments.tensors[0], rtol=3e-7, atol=0, msg=method_.name)
+        if method_.base in ("required", "endpoint"):
+            assert torch.equal(arguments.merge(method_), arguments.base)
+
+
+@every_method
+def test_bits_do_not_depend_on_the_number_of_threads(method_, threads):
+    for arguments in (defaults(method_, LARGE), *(draw(method_, LARGE, seed) for seed in (1, 5))):
+        threads(1)
+        alone = arguments.merge(method_)
+        threads(2)
+        assert same_bits(alone, arguments.merge(method_))
+
+
+@every_method
+def test_bits_do_not_depend_on_memory_layout(method_):
+    arguments = draw(method_, (13, 17), 5)
+
+    def turned(tensor):
+        return tensor.T.contiguous().T
+
+    base = None if arguments.base is None else turned(arguments.base)
+    tensors = [arguments.tensors[0], *(turned(tensor) for tensor in arguments.tensors[1:])]
+    other = Arguments(tensors, base, arguments.parameters, arguments.noise)
+    assert same_bits(arguments.merge(method_), other.merge(method_))
+    tensors = [turned(tensor) for tensor in arguments.tensors]
+    other = Arguments(tensors, base, arguments.parameters, arguments.noise)
+    assert same_bits(arguments.merge(method_), other.merge(method_))
+
+
+@every_method
+def test_bits_do_not_depend_on_the_default_dtype_or_gradients(method_):
+    arguments = draw(method_, (13, 17), 5)
+    plain = arguments.merge(method_)
+    for tensor in (*arguments.tensors, *([] if arguments.base is None else [arguments.base])):
+        tensor.requires_grad_()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        merged = arguments.merge(method_)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_bits(plain, merged.detach())
+    assert merged.grad_fn is None
+
+
+@every_method
+def test_the_global_generator_is_neither_read_nor_moved(method_):
+    arguments = draw(method_, (13, 17), 5)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = arguments.merge(method_)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert same_bits(first, arguments.merge(method_))
+
+
+@every_method
+def test_not_a_number_is_not_hidden(method_):
+    arguments = defaults(method_, (5, 7))
+    arguments.tensors[0][2, 3] = math.nan
+    assert arguments.merge(method_)[2, 3].isnan()
+
+
+@every_method
+def test_names_a_wrong_number_of_models(method_):
+    fewest, most = method_.models
+    for count in {fewest - 1, *([] if most is None else [most + 1])}:
+        good = defaults(method_, (3,), count=fewest)
+        tensors = (good.tensors * (count + 1))[:count]
+        parameters = Parameters(good.parameters.shared, good.parameters.models[:1] * count)
+        with pytest.raises(MergeError, match=rf"^{method_.name}: expected the number of models.*found {count}"):
+            method_(tensors, good.base, parameters, good.noise)
+
+
+@every_method
+def test_names_a_missing_base(method_):
+    good = defaults(method_, (3,))
+    if method_.base in ("required", "endpoint"):
+        with pytest.raises(MergeError, match=f"{method_.name}: expected a base, found none.*base_model"):
+            method_(good.tensors, None, good.parameters, good.noise)
+    else:
+        assert method_(good.tensors, None, good.parameters, good.noise).shape == (3,)
+
+
+@every_method
+def test_names_tensors_that_do_not_fit(method_):
+    good = defaults(method_, (3,))
+    with pytest.raises(MergeError, match=r"model 0 has dtype torch\.float64; expected torch\.float32"):
+        method_([t.double() for t in good.tensors], good.base, good.parameters, good.noise)
+    if len(good.tensors) > 1 or good.base is not None:
+        inputs = [*good.tensors, *([] if good.base is None else [good.base])]
+        inputs[-1] = torch.zeros(4)
+        base = None if good.base is None else inputs.pop()
+        with pytest.raises(MergeError, match=r"has shape \[4\], but model 0 has \[3\]"):
+            method_(inputs, base, good.parameters, good.noise)
+
+
+@every_method
+def test_names_each_value_that_is_missing_or_out_of_range(method_):
+    good = defaults(method_, (3,), count=fewest_and_most(method_)[0])
+    for parameter in method_.parameters:
+        own = good.parameters.models[0] if parameter.per_model else good.parameters.shared
+        bad = [math.nan, math.inf, "high"] if parameter.kind != "bool" else [2, "yes"]
+        bad += [] if parameter.low == -math.inf else [parameter.low - 1]
+        bad += [] if parameter.high == math.inf else [parameter.high + 0.01]
+        missing = {key: value for key, value in own.items() if key != parameter.name}
+        for values in (missing, *({**own, parameter.name: value} for value in bad)):
+            if parameter.per_model:
+                models = (values, *good.parameters.models[1:])
+                parameters = Parameters(good.parameters.shared, models)
+            else:
+                parameters = Parameters(values, good.parameters.models)
+            found = "is missing" if values is missing else f"is {values[parameter.name]!r}"
+            with pytest.raises(MergeError) as raised:
+                method_(good.tensors, good.base, parameters, good.noise)
+            assert f"{parameter.name} {found}; expected {parameter.expected}" in str(raised.value)
+            assert ("model 0: " in str(raised.value)) == parameter.per_model
+
+
+@every_method
+def test_completes_what_is_required_with_declared_defaults(method_):
+    parameters = defaults(method_, (3,)).parameters
+    for parameter in method_.parameters:
+        for values in parameters.models if parameter.per_model else [parameters.shared]:
+            assert values[parameter.name] == (0.5 if parameter.default is None else parameter.default)
+    with pytest.raises(MergeError, match=f"{method_.name}: wieght is not known; expected one of: "):
+        method_.complete({**parameters.shared, "wieght": 1.0}, parameters.models)
+
+
+def test_defaults_are_those_of_mergekit():
+    normalize = {name: p.default for name, m in METHODS.items() for p in m.parameters if p.name == "normalize"}
+    rescale = {name: p.default for name, m in METHODS.items() for p in m.parameters if p.name == "rescale"}
+    assert {name for name, default in normalize.items() if default} == {"linear", "ties"}
+    assert {name for name, default in rescale.items() if default} == {"dare_linear", "dare_ties"}
+    assert set(rescale) == {"ties", "dare_linear", "dare_ties"}
+
+
+def test_all_faults_are_told_at_once():
+    ties = method("ties")
+    with pytest.raises(MergeError) as raised:
+        ties.complete({"normalize": 3}, [{"density": 2.0}, {"weight": True}])
+    assert str(raised.value).splitlines() == [
+        "ties: normalize is 3; expected true or false",
+        "ties: model 0: weight is missing; expected a number",
+        "ties: model 0: density is 2.0; expected a number from 0 to 1",
+        "ties: model 1: weight is True; expected a number",
+    ]
+    with pytest.raises(MergeError, match="expected the parameters of 1 models, found 2"):
+        ties(
+            [torch.zeros(1)],
+            torch.zeros(1),
+            ties.complete({}, [{"weight": 1.0}] * 2),
+            lambda _: torch.zeros(1),
+        )
+
+
+def test_parameters_say_what_they_expect():
+    assert Parameter("n", "N.", kind="int", low=1, high=9).expected == "a whole number from 1 to 9"
+    assert Parameter("n", "N.", low=0).expected == "a number, 0 or more"
+    assert Parameter("n", "N.", high=0).expected == "a number, 0 or less"
+    assert Parameter("n", "N.", kind="int").fault(2.5) == "n is 2.5; expected a whole number"
+    assert Parameter("n", "N.", kind="int").fault(2.0) is None
+    assert Parameter("n", "N.", kind="bool").fault(1) is None
+
+
+def test_linear_refuses_to_normalize_weights_that_cancel():
+    linear = method("linear")
+    parameters = linear.complete({}, [{"weight": 0.1}, {"weight": 0.2}, {"weight": -0.3}])
+    with pytest.raises(MergeError, match=r"\[0\.1, 0\.2, -0\.3\] sum to zero.*set normalize to false"):
+        linear([torch.zeros(2)] * 3, None, parameters, lambda _: torch.zeros(2))
+
+
+def test_an_unknown_method_gets_the_nearest_names():
+    with pytest.raises(MergeError, match=r"'dare_tie' is not known; did you mean dare_ties"):
+        method("dare_tie")
+    with pytest.raises(MergeError, match=r"'qqqq' is not known; known are linear, slerp"):
+        method("qqqq")
+
+
+def test_the_tables_know_mergekits_names():
+    assert {"linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough"} <= set(METHODS)
+    known = {"weight", "density", "normalize", "rescale", "lambda", "t", "scale", "seed", "int8_mask"}
+    assert known <= KNOWN_PARAMETERS
+
+
+def test_draws_cover_the_declared_kinds():
+    """The suite above is only as good as its arguments: both flags and several models must come up."""
+    drawn = [draw(method("ties"), (2,), seed).parameters for seed in range(8)]
+    assert {p.shared["normalize"] for p in drawn} == {True, False}
+    assert len({len(p.models) for p in drawn}) > 1
+    assert np.unique([own["density"] for p in drawn for own in p.models]).size > 3
