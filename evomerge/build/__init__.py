@@ -1,0 +1,27 @@
+"""Building candidates: one plan, two sinks, the same bits in both."""
+
+from evomerge.build.live import LiveModel, empty_model
+from evomerge.build.parameters import hole_starts, parameter_faults
+from evomerge.build.plan import DTYPES, Job, Plan, checked_method, parents, plan
+from evomerge.build.residence import Place, Sources, compute_device, free_bytes, residence
+from evomerge.build.sinks import into_directory, into_model
+
+__all__ = [
+    "DTYPES",
+    "Job",
+    "LiveModel",
+    "Place",
+    "Plan",
+    "Sources",
+    "checked_method",
+    "compute_device",
+    "empty_model",
+    "free_bytes",
+    "hole_starts",
+    "into_directory",
+    "into_model",
+    "parameter_faults",
+    "parents",
+    "plan",
+    "residence",
+]

@@ -1,0 +1,125 @@
+"""A model in memory whose weights are written in place, again and again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evomerge.build.plan import DTYPES, Plan
+from evomerge.build.residence import compute_device
+from evomerge.errors import ArchitectureError
+
+
+def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
+    """Returns a causal language model of transformers with memory for its weights, but no values in them.
+
+    Args:
+        config: a checkpoint's config.json.
+        dtype: the dtype of all its parameters.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; or ``auto``: the fastest, several GPUs where one is small.
+
+    Raises:
+        ArchitectureError: transformers has no model of this type.
+    """
+    from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise ArchitectureError(
+            f'config.json says model_type "{kind}", which this version of transformers does not have; '
+            "code that comes with a checkpoint is never run: update transformers"
+        )
+    parsed = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # type: ignore[no-untyped-call]
+    except ValueError as fault:
+        raise ArchitectureError(f'"{kind}" is not a causal language model for transformers: {fault}') from None
+    spread: dict[str, Any] = {"": compute_device(device)}
+    if device == "auto" and torch.cuda.device_count() > 1:
+        spread = infer_auto_device_map(model, dtype=dtype, no_split_module_classes=_blocks(model))
+    for name, module in model.named_modules():
+        place = _place(name, spread)
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=place)
+                module._parameters[key] = nn.Parameter(empty, requires_grad=False)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(place)
+    model.tie_weights()  # type: ignore[operator]
+    if len(set(spread.values())) > 1:
+        model = dispatch_model(model, spread)
+    return model.eval()
+
+
+class LiveModel:
+    """A model in memory and the place of each of a plan's tensors in it.
+
+    Args:
+        plan: any plan of the search: all have the same tensors.
+        device: see `empty_model`.
+
+    Attributes:
+        model: the model; its values are undefined until `fill`.
+
+    Raises:
+        ArchitectureError: the plan's tensors are not those of the model.
+    """
+
+    def __init__(self, plan: Plan, device: str) -> None:
+        dtype = plan.recipe.out_dtype or plan.recipe.dtype
+        own = next((job.info.dtype for job in plan.jobs if job.info.dtype.is_floating_point), torch.float32)
+        self.model = empty_model(plan.config, DTYPES[dtype] if dtype else own, device)
+        self._targets = _targets(self.model, plan)
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        """Writes one tensor of the plan in place; a tensor that the model has no use for is passed over."""
+        target = self._targets[name]
+        if target is not None:
+            target.copy_(tensor)
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    """Returns the classes of the layers, which stay on one device each."""
+    return list(getattr(model, "_no_split_modules", None) or [])
+
+
+def _place(name: str, spread: Mapping[str, Any]) -> Any:
+    """Returns the device of the module `name`: that of the longest prefix in the device map."""
+    parts = name.split(".") if name else []
+    for end in range(len(parts), -1, -1):
+        prefix = ".".join(parts[:end])
+        if prefix in spread:
+            return spread[prefix]
+    return next(iter(spread.values()))
+
+
+def _targets(model: nn.Module, plan: Plan) -> dict[str, Tensor | None]:
+    """Returns the parameter or buffer for each of the plan's tensors."""
+    places: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    places |= dict(model.named_buffers(remove_duplicate=False))
+    prefix = str(getattr(model, "base_model_prefix", "")) + "."
+    targets: dict[str, Tensor | None] = {}
+    for info in plan.layout:
+        # Checkpoints saved from the bare model lack the prefix of the one with a head.
+        found = places.get(info.name, places.get(prefix + info.name))
+        if found is not None and tuple(found.shape) != info.shape:
+            raise ArchitectureError(
+                f"{info.name} has shape {list(info.shape)}, but the model that config.json describes wants"
+                f" {list(found.shape)}; is it the right config.json?"
+            )
+        targets[info.name] = found
+    filled = {id(target) for target in targets.values() if target is not None}
+    lacking = [name for name, place in model.named_parameters() if id(place) not in filled]
+    if lacking:
+        raise ArchitectureError(
+            f"{plan.donor.reference}: no tensor for {len(lacking)} of the model's parameters, such as"
+            f" {', '.join(lacking[:3])}; found, for example, {', '.join(info.name for info in plan.layout[:3])}"
+        )
+    return targets

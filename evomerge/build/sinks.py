@@ -1,0 +1,76 @@
+"""Carrying a plan out: in place into a model in memory, or streamed into a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from evomerge.build.live import LiveModel
+from evomerge.build.plan import Plan, Read
+from evomerge.checkpoint import CheckpointWriter
+
+
+def into_model(plan: Plan, live: LiveModel, read: Read) -> None:
+    """Writes every tensor of `plan` in place into the model in memory.
+
+    Args:
+        plan: how the model is made.
+        live: the model.
+        read: where the sources are read, see `Sources.read`.
+
+    Raises:
+        MergeError: a tensor cannot be merged; the model then holds parts of two candidates: fill it again.
+    """
+    with torch.no_grad():
+        for job in plan.jobs:
+            live.fill(job.info.name, plan.merge(job, read))
+
+
+def into_directory(
+    plan: Plan,
+    folder: Path,
+    *,
+    shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Writes the plan's model to `folder`: shards, index, config, tokenizer, generation config, chat template.
+
+    Tensors are streamed to their places: memory is bounded by the largest tensors in flight. The folder
+    appears under its name only when all of it is there.
+
+    Args:
+        plan: how the model is made.
+        folder: the directory to make.
+        shard_bytes: the most bytes a shard holds.
+        overwrite: whether a folder that exists is replaced, at the end.
+        progress: called with the bytes of each tensor that was written.
+
+    Raises:
+        MergeError: a tensor cannot be merged.
+        CheckpointError: a source cannot be read, or the folder not be written.
+    """
+
+    def read(model: str, name: str) -> torch.Tensor:
+        return plan.checkpoints[model].read(name)
+
+    with (
+        torch.no_grad(),
+        CheckpointWriter(folder, plan.layout, shard_bytes=shard_bytes, overwrite=overwrite) as out,
+    ):
+        for job in plan.jobs:
+            out.write(job.info.name, plan.merge(job, read))
+            progress(job.info.nbytes)
+        template = plan.recipe.chat_template
+        texts = {"evomerge_recipe.yaml": plan.recipe.merge_only().to_yaml("Made by evomerge from this recipe.")}
+        if template and template != "auto":
+            texts["chat_template.jinja"] = template
+        side = {path.name: path for path in plan.donor.side_files()}
+        if plan.tokenizer_donor is not plan.donor:
+            keep = {name: path for name, path in side.items() if name == "generation_config.json"}
+            theirs = {path.name: path for path in plan.tokenizer_donor.side_files()}
+            side = {**{n: p for n, p in theirs.items() if n != "generation_config.json"}, **keep}
+        files = [path for name, path in side.items() if name not in texts]
+        out.commit(config=plan.config, files=files, texts=texts)
