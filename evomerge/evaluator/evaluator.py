@@ -1,0 +1,186 @@
+"""`Evaluator`: one resident model, refilled for every candidate; a `Score` with one number an item."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from evomerge.build import LiveModel, Plan, Sources, into_model
+from evomerge.errors import CheckpointError
+from evomerge.evaluator.encoding import Encoded, encode
+from evomerge.evaluator.scoring import Runner
+from evomerge.tasks import Task
+
+Split = Literal["search", "holdout"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model scored, item by item; higher is better.
+
+    Attributes:
+        items: for each task by name, one number an item, in the split's order: 0 or 1 for accuracies, the
+            negative of what is measured for perplexity tasks.
+        completions: for each `generate` task by name, what the model wrote, parallel to its items.
+        seconds: for `build` (weights written in place) and `evaluate` (the tasks run).
+    """
+
+    items: Mapping[str, tuple[float, ...]]
+    seconds: Mapping[str, float]
+    completions: Mapping[str, tuple[str, ...]]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean over the items of each task."""
+        return {name: math.fsum(values) / len(values) for name, values in self.items.items()}
+
+
+class Evaluator:
+    """Scores plans on tasks with one model in memory.
+
+    All plans are scored with the tokenizer of the first, so that every candidate sees the same tokens.
+
+    Args:
+        first: any plan of the search; gives the model's shape and the tokenizer.
+        tasks: what to score on, by distinct names.
+        sources: where weights are read.
+        device: ``cpu``, ``cuda``, ``mps`` or ``auto``, see `empty_model`.
+
+    Raises:
+        ArchitectureError: transformers cannot run such a model.
+        CheckpointError: the tokenizer cannot be loaded.
+    """
+
+    def __init__(self, first: Plan, tasks: Sequence[Task], sources: Sources, device: str) -> None:
+        self.tasks = tuple(tasks)
+        self._sources = sources
+        self._device = device
+        self._tokenizer = load_tokenizer(first)
+        self._encoded: dict[Split, list[Encoded]] = {}
+        self._occupy(first)
+
+    def _occupy(self, plan: Plan) -> None:
+        """Makes the resident model, for plans of this shape."""
+        self._live = LiveModel(plan, self._device)
+        self._shape = _shape(plan)
+        accelerated = next(self._live.model.parameters()).device.type != "cpu"
+        self._runner = Runner(
+            self._live.model,
+            self._tokenizer,
+            _stop_ids(plan, self._tokenizer),
+            most_rows=256 if accelerated else 128,
+            most_tokens=131_072 if accelerated else 16_384,
+        )
+
+    def prepare(self, split: Split) -> None:
+        """Reads and tokenizes a split's items, once.
+
+        Raises:
+            TaskError: the data or an item is at fault.
+        """
+        if split not in self._encoded:
+            limit = getattr(self._live.model.config, "max_position_embeddings", None)
+            self._encoded[split] = [encode(task, task.items(split), self._tokenizer, limit) for task in self.tasks]
+
+    def score(self, plan: Plan, split: Split, progress: Callable[[str], None] = lambda _: None) -> Score:
+        """Returns how the plan's model does on a split.
+
+        Args:
+            plan: the candidate.
+            split: which items.
+            progress: called with what begins: ``build``, then each task's name.
+
+        Raises:
+            MergeError: the candidate cannot be built.
+            EvaluationError: it cannot be scored, for instance because its logits are not finite.
+        """
+        self.prepare(split)
+        if _shape(plan) != self._shape:
+            del self._live, self._runner  # before there is another: two may not fit
+            self._occupy(plan)
+        progress("build")
+        started = time.perf_counter()
+        into_model(plan, self._live, self._sources.read)
+        self._wait()
+        built = time.perf_counter()
+        items, completions = {}, {}
+        for encoded in self._encoded[split]:
+            progress(encoded.task.name)
+            if encoded.task.type == "generate":
+                completions[encoded.task.name] = self._completed(encoded)
+                pairs = zip(encoded.items, completions[encoded.task.name], strict=True)
+                items[encoded.task.name] = tuple(encoded.task.score_completion(*pair) for pair in pairs)
+            else:
+                items[encoded.task.name] = self._likelihood_scores(encoded)
+        self._wait()
+        seconds = {"build": built - started, "evaluate": time.perf_counter() - built}
+        return Score(items, seconds, completions)
+
+    def _wait(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def _completed(self, encoded: Encoded) -> tuple[str, ...]:
+        return tuple(self._runner.completions(encoded.rows, encoded.task.max_new_tokens, encoded.task.stop))
+
+    def _likelihood_scores(self, encoded: Encoded) -> tuple[float, ...]:
+        task = encoded.task
+        likelihoods = self._runner.log_likelihoods(encoded.rows)
+        if task.type == "perplexity":
+            return tuple(
+                likelihood / len(row.target)
+                if task.metric == "nll_per_token"
+                else likelihood / math.log(2) / len(encoded.items[row.item].target.encode())
+                for row, likelihood in zip(encoded.rows, likelihoods, strict=True)
+            )
+        by_item: list[list[float]] = [[] for _ in encoded.items]
+        for row, likelihood in zip(encoded.rows, likelihoods, strict=True):
+            size = len(encoded.items[row.item].choices[row.choice].encode())
+            by_item[row.item].append(likelihood / max(size, 1) if task.metric == "accuracy_norm" else likelihood)
+        return tuple(
+            float(max(range(len(values)), key=values.__getitem__) == item.answer)
+            for item, values in zip(encoded.items, by_item, strict=True)
+        )
+
+
+def load_tokenizer(plan: Plan) -> Any:
+    """Returns the result's tokenizer, with the recipe's chat template where it gives one.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(plan.tokenizer_donor.folder))
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise CheckpointError(
+            f"{plan.tokenizer_donor.reference}: its tokenizer cannot be loaded ({str(fault).splitlines()[0]});"
+            " the folder needs tokenizer.json or the files that its tokenizer's class reads"
+        ) from None
+    template = plan.recipe.chat_template
+    if template and template != "auto":
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _shape(plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((info.name, info.shape) for info in plan.layout)
+
+
+def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
+    """Returns every token that ends a completion: those of the generation settings, config and tokenizer."""
+    from transformers import GenerationConfig
+
+    found: list[int] = []
+    named: list[Any] = [plan.config.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)]
+    if (plan.donor.folder / "generation_config.json").is_file():
+        named.append(GenerationConfig.from_pretrained(str(plan.donor.folder)).eos_token_id)
+    for value in named:
+        found += value if isinstance(value, list) else [value] if value is not None else []
+    return found
