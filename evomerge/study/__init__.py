@@ -1,0 +1,23 @@
+"""Searches: checked before they begin, on record as they go, concluded on the holdout."""
+
+from evomerge.study.conclusion import Conclusion, Standing, conclude
+from evomerge.study.preparation import Preparation, open_models, open_recipe, prepare
+from evomerge.study.record import Outcome, Record, Trial
+from evomerge.study.study import Objective, Observer, Study, means
+
+__all__ = [
+    "Conclusion",
+    "Objective",
+    "Observer",
+    "Outcome",
+    "Preparation",
+    "Record",
+    "Standing",
+    "Study",
+    "Trial",
+    "conclude",
+    "means",
+    "open_models",
+    "open_recipe",
+    "prepare",
+]

@@ -1,0 +1,207 @@
+"""Everything that a search needs, checked before anything slow begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from evomerge.architecture import Architecture
+from evomerge.build import Plan, checked_method, hole_starts, parents, plan, residence
+from evomerge.build.residence import Place
+from evomerge.checkpoint import Checkpoint
+from evomerge.document import Location, suggestion
+from evomerge.errors import EvomergeError, RecipeError, TaskError
+from evomerge.recipe import Recipe, SearchSettings
+from evomerge.search import OPTIMIZERS, SearchSpace
+from evomerge.tasks import Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A search, checked: its recipe, models, tasks and space.
+
+    Attributes:
+        recipe: the recipe with holes.
+        settings: how they are searched.
+        checkpoints: every model that it names, opened.
+        tasks: what candidates are scored on.
+        task_weights: each task's share by name; they need not sum to one.
+        space: the searched numbers.
+        parents: the models that are merged.
+        base: the ancestor, where it is not a parent; scored for comparison.
+        first: the plan of the search's start; every candidate has its tensors.
+    """
+
+    recipe: Recipe
+    settings: SearchSettings
+    checkpoints: Mapping[str, Checkpoint]
+    tasks: tuple[Task, ...]
+    task_weights: Mapping[str, float]
+    space: SearchSpace
+    parents: tuple[str, ...]
+    base: str | None
+    first: Plan
+
+    def parent_recipe(self, model: str) -> Recipe:
+        """Returns the recipe that makes `model` alone, stored as the candidates are."""
+        return self._alike({"merge_method": "passthrough", "models": [{"model": model}]})
+
+    def mean_recipe(self) -> Recipe:
+        """Returns the recipe of the parents' plain mean."""
+        models = [{"model": model, "parameters": {"weight": 1}} for model in self.parents]
+        data: dict[str, Any] = {"merge_method": "linear", "models": models}
+        if self.recipe.base_model:
+            data["base_model"] = self.recipe.base_model
+        return self._alike(data)
+
+    def _alike(self, data: dict[str, Any]) -> Recipe:
+        own = self.recipe.as_data()
+        same = {key: own[key] for key in ("dtype", "out_dtype", "chat_template") if key in own}
+        return Recipe.model_validate({**data, **same})
+
+    @property
+    def source_bytes(self) -> int:
+        """The bytes of all models together."""
+        return sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+
+    def place(self, device: torch.device) -> Place:
+        """Returns where the models are kept during a search on `device`."""
+        return residence(self.source_bytes, self.first.nbytes, device)
+
+
+def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = None) -> Preparation:
+    """Returns the search in the recipe `path`, checked as far as that goes without loading weights.
+
+    Args:
+        path: the recipe file.
+        evaluations: takes the place of the recipe's own number.
+        seed: takes the place of the recipe's own.
+
+    Raises:
+        RecipeError: with a line for every fault of the recipe, its models and tasks.
+        CheckpointError: a model cannot be read.
+        TaskError: a task or its data is at fault.
+        ArchitectureError: a model's layers cannot be found.
+    """
+    recipe = Recipe.load(path)
+    given = {"evaluations": evaluations, "seed": seed}
+    settings = (recipe.search or SearchSettings()).model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
+    recipe = recipe.model_copy(update={"search": settings})
+    faults = []
+    if not recipe.holes():
+        faults.append(
+            recipe.fault((), "nothing to search: no number is {search: [low, high]}; to make its model: evomerge apply")
+        )
+    if not recipe.tasks:
+        faults.append(recipe.fault((), 'nothing to score candidates on: add "tasks: [{task: FILE}]"'))
+    if settings.optimizer not in OPTIMIZERS:
+        near = suggestion(settings.optimizer, OPTIMIZERS)
+        message = f'there is no optimizer "{settings.optimizer}"{near}'
+        faults.append(recipe.fault(("search", "optimizer"), message))
+    _gather(faults, lambda: checked_method(recipe))
+    tasks = _tasks(recipe, faults)
+    checkpoints = open_models(recipe, faults)
+    if faults:
+        raise RecipeError(faults)
+    space = _space(recipe, checkpoints)
+    first = plan(space.decode([float(gene) for gene in space.start]), checkpoints)
+    names = parents(recipe)
+    base = recipe.base_model if recipe.base_model not in names else None
+    weights = {task.name: entry.weight for task, entry in zip(tasks, recipe.tasks, strict=True)}
+    return Preparation(recipe, settings, checkpoints, tasks, weights, space, names, base, first)
+
+
+def open_models(recipe: Recipe, faults: list[str]) -> dict[str, Checkpoint]:
+    """Returns every model that the recipe names, opened; adds a line to `faults` for each that cannot be."""
+    opened = {}
+    for reference in recipe.references():
+        found = _gather(faults, partial(Checkpoint.open, reference))
+        if found is not None:
+            opened[reference] = found
+    return opened
+
+
+def open_recipe(path: Path) -> Plan:
+    """Returns the plan of a recipe without holes.
+
+    Raises:
+        RecipeError: with a line for every fault, models that cannot be read among them.
+        ArchitectureError: a model's layers cannot be found.
+    """
+    recipe = Recipe.load(path)
+    faults = [
+        recipe.fault(location, "a hole is left to search; run evomerge search, and apply its best.yaml")
+        for location in recipe.holes()
+    ]
+    _gather(faults, lambda: checked_method(recipe))
+    checkpoints = open_models(recipe, faults)
+    if faults:
+        raise RecipeError(faults)
+    return plan(recipe, checkpoints)
+
+
+def _gather(faults: list[str], make: Callable[[], T]) -> T | None:
+    """Returns what `make` returns, or None where it fails: then its lines are added to `faults`."""
+    try:
+        return make()
+    except EvomergeError as fault:
+        faults += str(fault).splitlines()
+        return None
+
+
+def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
+    found: dict[str, Task] = {}
+    for i, entry in enumerate(recipe.tasks):
+        try:
+            task = Task.load(entry.task)
+            task.check()
+        except TaskError as fault:
+            faults += fault.faults
+            continue
+        if task.name in found:
+            message = f'a second task is called "{task.name}"; give each a name of its own'
+            faults.append(recipe.fault(("tasks", i, "task"), message))
+        found[task.name] = task
+    return tuple(found.values())
+
+
+def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> SearchSpace:
+    holes = recipe.holes()
+    names = parents(recipe)
+    depth = Architecture.of(checkpoints[names[0]].config, checkpoints[names[0]].tensors).num_layers
+    depths: dict[Location, int] = {}
+    faults = []
+    for location, hole in holes.items():
+        if hole.layers is None:
+            continue
+        own = _depth_at(recipe, location, depth)
+        if own is None:
+            message = "layers spreads over slices of different lengths; put it into the slices, or interpolate"
+            if not hole.interpolate:
+                faults.append(recipe.fault(location, message))
+        elif hole.layers > own:
+            message = f"layers is {hole.layers}, but there are {own} layers; use {own} or fewer"
+            faults.append(recipe.fault(location, message))
+        depths[location] = own or 0
+    if faults:
+        raise RecipeError(faults)
+    return SearchSpace(recipe, depths=depths, starts=hole_starts(recipe, checked_method(recipe), len(names)))
+
+
+def _depth_at(recipe: Recipe, location: Location, depth: int) -> int | None:
+    """Returns how many layers the value at `location` spreads over; None where its slices differ."""
+    if recipe.slices is None:
+        return depth
+    if location[0] == "slices" and isinstance(location[1], int):
+        return recipe.slices[location[1]].num_layers
+    lengths = {part.num_layers for part in recipe.slices}
+    return lengths.pop() if len(lengths) == 1 else None

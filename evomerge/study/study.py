@@ -1,0 +1,346 @@
+"""`Study`: ask, build, evaluate, record, tell; going on after a kill; the holdout; the winner."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import transformers
+
+import evomerge
+from evomerge.build import Sources, compute_device, plan
+from evomerge.errors import EvaluationError, MergeError, RecipeError, StudyError
+from evomerge.evaluator import Evaluator, Split
+from evomerge.recipe import Recipe
+from evomerge.search import OPTIMIZERS, Genome, Result
+from evomerge.study.preparation import Preparation
+from evomerge.study.record import Outcome, Record, Trial, write_atomically
+
+MOST_FAILURES = 12
+"""A search whose first candidates all fail stops here: the fault is not in the numbers."""
+
+Number = TypeVar("Number", float, Any)
+
+
+class Observer(Protocol):
+    """What a search tells whoever watches it."""
+
+    def loading(self, done: int, total: int) -> None:
+        """Sources are read: `done` of `total` bytes."""
+
+    def evaluating(self, what: str, stage: str) -> None:
+        """`what` (a model or candidate) is at `stage`: ``build``, or a task's name."""
+
+    def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
+        """A parent, or the base, was scored; its objective is None until all parents are, or if it failed."""
+
+    def trial(self, trial: Trial, fresh: bool) -> None:
+        """A merge is on record: just evaluated where `fresh`, else read back."""
+
+    def generation(self, number: int, results: list[Result]) -> None:
+        """A generation is complete."""
+
+    def holdout(self, name: str, done: int, total: int) -> None:
+        """The holdout is scored for `name`, number `done` of `total`."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Several tasks' scores made one number, higher is better.
+
+    Attributes:
+        weights: each task's share.
+        ranges: each task's lowest and highest parent, where scores are normalized to them.
+    """
+
+    weights: Mapping[str, float]
+    ranges: Mapping[str, tuple[float, float]] | None
+
+    def __call__(self, means: Mapping[str, Number]) -> Number:
+        """Returns the weighted mean of the tasks' means; arrays are taken element by element."""
+        total: Any = 0.0
+        for name, weight in self.weights.items():
+            value: Any = means[name]
+            if self.ranges is not None:
+                low, high = self.ranges[name]
+                # Parents that score alike give no range to normalize to: only the distance to them counts.
+                value = (value - low) / ((high - low) or 1.0)
+            total = total + weight * value
+        found: Number = total / sum(self.weights.values())
+        return found
+
+
+class Study:
+    """One search in one folder; starting it again goes on.
+
+    Args:
+        preparation: what is searched.
+        folder: the run's folder.
+        device: see `Evaluator`.
+        observer: told of everything that happens.
+
+    Raises:
+        StudyError: the folder is in use, damaged, or holds another search.
+    """
+
+    def __init__(self, preparation: Preparation, folder: Path, device: str, observer: Observer) -> None:
+        self.preparation = preparation
+        self.folder = folder
+        self._observer = observer
+        self._device = device
+        self.record = Record(folder)
+        try:
+            self._check_identity()
+        except BaseException:
+            self.record.close()
+            raise
+        self._evaluator: Evaluator | None = None
+        self._mark = time.perf_counter()
+        self.baselines: dict[str, Outcome] = {}
+        self.objective = Objective(preparation.task_weights, None)
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.record.close()
+
+    def _check_identity(self) -> None:
+        """Refuses a folder that holds another search; puts a new search on record."""
+        identity, environment = _identity(self.preparation), _environment(self._device)
+        recorded = self.record.attribute("identity")
+        if recorded is None:
+            self.record.set_attribute("environment", environment)
+            self.record.set_attribute("identity", identity)
+        elif recorded != identity:
+            changed = [part for part in identity if identity[part] != recorded.get(part)]
+            raise StudyError(
+                f"{self.folder}: holds a search that was started with other {' and '.join(changed)}; to go on with"
+                " it, put them back as they were; to search anew, use another --run-dir or delete this folder"
+            )
+        elif self.record.attribute("environment") != environment:
+            self._observer.note(
+                "goes on in another environment than it began in; scores may differ in their last digits"
+            )
+        data = self.preparation.recipe.to_yaml("The recipe of this search.")
+        if not (self.folder / "recipe.yaml").exists():
+            write_atomically(self.folder / "recipe.yaml", data)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The evaluator; made, and the sources loaded, when it is first needed."""
+        if self._evaluator is None:
+            preparation = self.preparation
+            device = compute_device(self._device)
+            total = preparation.source_bytes
+            sources = Sources(preparation.checkpoints, preparation.place(device), device)
+            evaluator = Evaluator(preparation.first, preparation.tasks, sources, self._device)
+            evaluator.prepare("search")
+            evaluator.prepare("holdout")
+            done = 0
+
+            def loaded(size: int) -> None:
+                nonlocal done
+                done += size
+                self._observer.loading(done, total)
+
+            sources.load(loaded)
+            self._evaluator = evaluator
+        return self._evaluator
+
+    def run(self) -> None:
+        """Scores the parents and their mean, then searches until the recipe's number of evaluations is reached.
+
+        Raises:
+            StudyError: the record cannot be written, does not match the search, or every candidate fails.
+            CheckpointError: a source cannot be read, or holds NaN.
+            TaskError: a task cannot be asked with this tokenizer.
+        """
+        if self.record.attribute("holdout") is None:
+            _ = self.evaluator  # its faults show before anything is scored
+        self._run_baselines()
+        trials = list(self.record.trials)
+        known = {trial.recipe: trial.outcome for trial in trials}
+        for trial in trials:
+            self._observer.trial(trial, fresh=False)
+        self._write_best()
+        self._run_mean(known)
+        self._run_candidates(known)
+
+    def _run_baselines(self) -> None:
+        preparation = self.preparation
+        for name in (*preparation.parents, *((preparation.base,) if preparation.base else ())):
+            recorded = self.record.attribute(f"baseline:{name}")
+            outcome = (
+                Outcome.from_data(recorded)
+                if recorded
+                else self.evaluate(preparation.parent_recipe(name), name, "search")
+            )
+            if not recorded:
+                self.record.set_attribute(f"baseline:{name}", outcome.as_data())
+            self.baselines[name] = outcome
+            self._observer.baseline(name, outcome, None)
+        self.objective = Objective(preparation.task_weights, self._ranges())
+        for name, outcome in self.baselines.items():
+            self._observer.baseline(name, outcome, self.value(outcome))
+
+    def _ranges(self) -> dict[str, tuple[float, float]] | None:
+        if not self.preparation.settings.normalize:
+            return None
+        scored = [means(self.baselines[name]) for name in self.preparation.parents]
+        found = [mean for mean in scored if mean is not None]
+        if not found:
+            raise StudyError("normalize is true, but no parent could be scored; see their errors above")
+        return {
+            task: (min(mean[task] for mean in found), max(mean[task] for mean in found))
+            for task in self.preparation.task_weights
+        }
+
+    def _run_mean(self, known: dict[str, Outcome]) -> None:
+        if self.record.trials:
+            return
+        recipe = self.preparation.mean_recipe()
+        try:
+            plan(recipe, self.preparation.checkpoints)
+        except RecipeError:
+            # Parents of different depths have no mean; their layers are stacked, not averaged.
+            return
+        self._add("mean", (), recipe, known)
+
+    def _run_candidates(self, known: dict[str, Outcome]) -> None:
+        preparation = self.preparation
+        optimizer = OPTIMIZERS[preparation.settings.optimizer](preparation.space, preparation.settings)
+        recorded = [trial for trial in self.record.trials if trial.kind == "candidate"]
+        done = 0
+        generation = 0
+        while done < preparation.settings.evaluations:
+            results = []
+            for genome in optimizer.ask():
+                if done == preparation.settings.evaluations:
+                    return
+                if done < len(recorded):
+                    trial = recorded[done]
+                    if trial.genome != genome:
+                        raise StudyError(
+                            f"{self.folder}: trial {trial.number} on record is not the one that the search asks"
+                            " for there; it was made by another version of evomerge or its libraries: go on with"
+                            " that one, or use another --run-dir"
+                        )
+                else:
+                    trial = self._add("candidate", genome, preparation.space.decode(genome), known)
+                results.append(Result(genome, trial.objective))
+                done += 1
+                self._refuse_hopeless(trial)
+            optimizer.tell(results)
+            generation += 1
+            self._observer.generation(generation, results)
+
+    def _refuse_hopeless(self, last: Trial) -> None:
+        trials = [trial for trial in self.record.trials if trial.kind == "candidate"]
+        if len(trials) == MOST_FAILURES and all(trial.objective is None for trial in trials):
+            raise StudyError(f"all of the first {MOST_FAILURES} candidates failed, the last with: {last.outcome.error}")
+
+    def _add(self, kind: Any, genome: Genome, recipe: Recipe, known: dict[str, Outcome]) -> Trial:
+        merge = recipe.merge_only()
+        text = merge.to_yaml()
+        number = len(self.record.trials)
+        # The same numbers make the same model, which scores the same: pure repetition is spared.
+        same = known.get(text)
+        outcome = (
+            Outcome(same.items, {"build": 0.0, "evaluate": 0.0, "other": 0.0}, same.error)
+            if same
+            else self.evaluate(merge, f"trial {number}", "search")
+        )
+        trial = Trial(number, kind, genome, text, self.value(outcome), outcome)
+        self.record.add(trial, self.preparation.space)
+        known[text] = outcome
+        if self.best() is trial:
+            self._write_best()
+        self._observer.trial(trial, fresh=True)
+        return trial
+
+    def evaluate(self, recipe: Recipe, what: str, split: Split) -> Outcome:
+        """Returns what comes of building and scoring a recipe; a failure is an outcome with its reason."""
+        evaluator = self.evaluator
+        self._mark_time()
+        started = self._mark
+        try:
+            made = plan(recipe, self.preparation.checkpoints)
+            score = evaluator.score(made, split, lambda stage: self._observer.evaluating(what, stage))
+        except (MergeError, EvaluationError, RecipeError) as fault:
+            spent = time.perf_counter() - started
+            return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, str(fault))
+        other = self._mark_time() - sum(score.seconds.values())
+        return Outcome(score.items, {**score.seconds, "other": max(other, 0.0)})
+
+    def _mark_time(self) -> float:
+        """Returns the seconds since this was last called."""
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
+
+    def value(self, outcome: Outcome) -> float | None:
+        """Returns an outcome's objective; None where it failed."""
+        found = means(outcome)
+        return None if found is None else float(self.objective(found))
+
+    def ranked(self) -> list[Trial]:
+        """Returns the merges that were scored, the best first, the earlier first among equals; each recipe once."""
+        scored = [trial for trial in self.record.trials if trial.objective is not None]
+        found: dict[str, Trial] = {}
+        for trial in sorted(scored, key=lambda trial: (-(trial.objective or 0.0), trial.number)):
+            found.setdefault(trial.recipe, trial)
+        return list(found.values())
+
+    def best(self) -> Trial | None:
+        """Returns the best merge so far; None where none was scored."""
+        ranked = self.ranked()
+        return ranked[0] if ranked else None
+
+    def _write_best(self) -> None:
+        best = self.best()
+        if best is None:
+            return
+        head = (
+            f"The best merge of {self.folder.name}: trial {best.number}, search score {best.objective:.4f}.\n"
+            f"Make its model: evomerge apply {self.folder / 'best.yaml'} OUT_DIR"
+        )
+        write_atomically(self.folder / "best.yaml", Recipe.parse(best.recipe).to_yaml(head))
+
+
+def means(outcome: Outcome) -> dict[str, float] | None:
+    """Returns the mean over the items of each task; None where the evaluation failed."""
+    if outcome.items is None:
+        return None
+    return {name: sum(values) / len(values) for name, values in outcome.items.items()}
+
+
+def _identity(preparation: Preparation) -> dict[str, Any]:
+    """Returns what must not change while a search goes on; the number of evaluations may grow."""
+    settings = preparation.settings.model_dump(exclude={"evaluations"})
+    recipe = {key: value for key, value in preparation.recipe.as_data().items() if key != "search"}
+    return {
+        "recipe": Recipe.model_validate(recipe).content_hash(),
+        "search settings": settings,
+        "models": {name: checkpoint.fingerprint() for name, checkpoint in preparation.checkpoints.items()},
+        "tasks": {task.name: [task.fingerprint("search"), task.fingerprint("holdout")] for task in preparation.tasks},
+    }
+
+
+def _environment(device: str) -> dict[str, Any]:
+    """Returns what may change the last bits of a score."""
+    return {
+        "evomerge": evomerge.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "device": str(compute_device(device)),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,53 @@
+"""A search of tiny models that takes a second: folders, recipe and tasks, for the tests of studies and commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.tiny import tiny_checkpoint
+
+RECIPE = """\
+merge_method: {method}
+base_model: {folder}/base
+models:
+  - model: {folder}/a
+    parameters: {{weight: {{search: [0, 1], layers: 2}}}}
+  - model: {folder}/b
+    parameters: {{weight: {{search: [0, 1]}}}}
+dtype: bfloat16
+tasks:
+  - {{task: {folder}/tasks/likely.yaml}}
+  - {{task: {folder}/tasks/written.yaml, weight: 0.5}}
+search: {{optimizer: {optimizer}, evaluations: {evaluations}, seed: 0{settings}}}
+"""
+
+
+def write_case(
+    folder: Path,
+    *,
+    method: str = "task_arithmetic",
+    optimizer: str = "cma-es",
+    evaluations: int = 12,
+    settings: str = "",
+    chat: bool = False,
+) -> Path:
+    """Writes models, tasks and a search recipe into `folder`; returns the recipe's path."""
+    base = folder / "base"
+    if not base.exists():
+        tiny_checkpoint(base, seed=0, scale=0.2, layers=2)
+        for seed, name in enumerate("ab", start=1):
+            tiny_checkpoint(folder / name, seed=seed, base=base, scale=0.1)
+    tasks = folder / "tasks"
+    tasks.mkdir(exist_ok=True)
+    rows = [{"q": f"what is {i} and {i + 3}?", "a": f" it is {2 * i + 3}."} for i in range(24)]
+    (tasks / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = 'data: rows.jsonl\nprompt: "{{ q }}"\ntarget: "{{ a }}"\nsplits: {search: [0, 8], holdout: [8, 24]}\n'
+    (tasks / "likely.yaml").write_text(f"type: perplexity\nmetric: bits_per_byte\n{common}")
+    written = f"type: generate\nmetric: exact_match\nmax_new_tokens: 4\nchat: {str(chat).lower()}\n"
+    (tasks / "written.yaml").write_text(written + common)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        RECIPE.format(method=method, folder=folder, optimizer=optimizer, evaluations=evaluations, settings=settings)
+    )
+    return recipe

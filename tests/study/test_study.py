@@ -1,0 +1,270 @@
+"""Searches from end to end on tiny models: the record, going on, failures, and what is refused."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from evomerge.build import parents
+from evomerge.errors import EvomergeError, RecipeError, StudyError, TaskError
+from evomerge.recipe import Recipe
+from evomerge.study import Conclusion, Record, Study, Trial, conclude, prepare
+from scripts.check_kills import killed_search, run_state, search_command
+from tests.study.search_case import write_case
+
+
+class Watcher:
+    """Keeps what it is told; `stop_at` interrupts the search as Ctrl-C would, when that trial is on record."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+        self.fresh: list[Trial] = []
+        self.notes: list[str] = []
+
+    def loading(self, done, total): ...
+
+    def evaluating(self, what, stage): ...
+
+    def baseline(self, name, outcome, objective): ...
+
+    def generation(self, number, results): ...
+
+    def holdout(self, name, done, total): ...
+
+    def trial(self, trial, fresh):
+        if fresh:
+            self.fresh.append(trial)
+            if trial.number == self.stop_at:
+                raise KeyboardInterrupt
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def search(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> Conclusion:
+    with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher()) as study:
+        study.run()
+        return conclude(study)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_case(tmp_path_factory.mktemp("case"))
+
+
+@pytest.fixture(scope="module")
+def whole(case: Path) -> Path:
+    folder = case.parent / "whole"
+    search(case, folder)
+    return folder
+
+
+def test_the_record_holds_every_evaluation(case: Path, whole: Path):
+    loaded = optuna.load_study(study_name="evomerge", storage=f"sqlite:///{whole / 'study.db'}")
+    kinds = [trial.user_attrs["kind"] for trial in loaded.trials]
+    assert kinds == ["mean"] + ["candidate"] * 12
+    for trial in loaded.trials:
+        assert trial.state == optuna.trial.TrialState.COMPLETE
+        assert {name: len(items) for name, items in trial.user_attrs["items"].items()} == {"likely": 8, "written": 8}
+        assert set(trial.user_attrs["seconds"]) == {"build", "evaluate", "other"}
+        recipe = Recipe.parse(trial.user_attrs["recipe"])
+        assert not recipe.holes()
+        items = trial.user_attrs["items"]
+        expected = (sum(items["likely"]) / 8 + 0.5 * sum(items["written"]) / 8) / 1.5
+        assert trial.value == pytest.approx(expected)
+    weights = [trial.params["models[1].parameters.weight"] for trial in loaded.trials[1:]]
+    recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in loaded.trials[1:]]
+    assert weights == [recipe.models[1].parameters["weight"] for recipe in recipes]
+    for name in ("a", "b", "base"):
+        assert f"baseline:{case.parent / name}" in loaded.user_attrs
+
+
+def test_the_result_says_all_and_the_best_recipe_is_the_winner(case: Path, whole: Path):
+    result = json.loads((whole / "result.json").read_text())
+    assert [parent["model"] for parent in result["parents"]] == list(parents(Recipe.load(case)))
+    for entry in [*result["parents"], result["base"], result["mean"], result["winner"], *result["finalists"]]:
+        low, high = entry["holdout_ci"]
+        assert low <= entry["holdout"] <= high
+        assert isinstance(entry["search"], float)
+    assert len(result["finalists"]) == 5
+    scores = [finalist["search"] for finalist in result["finalists"]]
+    assert scores == sorted(scores, reverse=True)
+    assert result["finalists"][0]["trial"] == result["winner"]["trial"]
+    assert Recipe.load(whole / "best.yaml").as_data() == result["winner"]["recipe"]
+    assert result["evaluations"] == 12
+    assert set(result["seconds"]) == {"build", "evaluate", "other"}
+    with Record(whole) as record:
+        assert max(trial.objective for trial in record.trials) == result["winner"]["search"]
+    assert sorted(path.name for path in whole.iterdir()) == ["best.yaml", "recipe.yaml", "result.json", "study.db"]
+
+
+@pytest.mark.parametrize("optimizer", ["cma-es", "random", "tpe"])
+def test_a_search_that_was_stopped_goes_on_as_if_nothing_had_happened(optimizer: str, tmp_path: Path):
+    recipe = write_case(tmp_path, optimizer=optimizer)
+    search(recipe, tmp_path / "one")
+    for stop_at in (0, 3, 9):
+        with pytest.raises(KeyboardInterrupt):
+            search(recipe, tmp_path / "two", Watcher(stop_at))
+    last = Watcher()
+    search(recipe, tmp_path / "two", last)
+    assert [trial.number for trial in last.fresh] == [10, 11, 12]
+    assert run_state(tmp_path / "one") == run_state(tmp_path / "two")
+
+
+def test_three_kills_lose_nothing(tmp_path: Path):
+    recipe = write_case(tmp_path, evaluations=40)
+    search(recipe, tmp_path / "whole")
+    command = search_command(recipe, tmp_path / "killed", ["--device", "cpu"])
+    seen = killed_search(command, tmp_path / "killed", 3, 1.0, random.Random(0))
+    assert seen == sorted(seen)
+    assert len(seen) >= 2
+    assert run_state(tmp_path / "whole") == run_state(tmp_path / "killed")
+
+
+def test_a_finished_search_is_extended(case: Path, whole: Path, tmp_path: Path):
+    search(case, tmp_path / "run", evaluations=5)
+    watcher = Watcher()
+    search(case, tmp_path / "run", watcher, evaluations=12)
+    assert [trial.number for trial in watcher.fresh] == list(range(6, 13))
+    assert run_state(tmp_path / "run")["trials"] == run_state(whole)["trials"]
+
+
+def test_another_search_in_the_same_folder_is_refused(case: Path, whole: Path):
+    with pytest.raises(StudyError, match="started with other search settings"):
+        search(case, whole, seed=7)
+    changed = case.parent / "changed.yaml"
+    changed.write_text(case.read_text().replace("search: [0, 1]}", "search: [0, 0.9]}"))
+    with pytest.raises(StudyError, match="started with other recipe"):
+        search(changed, whole)
+
+
+def test_two_searches_in_one_folder_at_once_are_refused(whole: Path):
+    with Record(whole), pytest.raises(StudyError, match="another evomerge is searching here"):
+        Record(whole)
+
+
+def test_a_damaged_record_is_told(case: Path, tmp_path: Path):
+    (tmp_path / "study.db").write_bytes(b"no database" * 500)
+    with pytest.raises(StudyError, match="cannot be opened as the record"):
+        search(case, tmp_path)
+
+
+def test_normalized_tasks_put_parents_between_zero_and_one(tmp_path: Path):
+    recipe = write_case(tmp_path, settings=", normalize: true", evaluations=3)
+    conclusion = search(recipe, tmp_path / "run")
+    text = recipe.read_text().replace("  - {task: " + str(tmp_path / "tasks/written.yaml") + ", weight: 0.5}\n", "")
+    recipe.write_text(text)
+    conclusion = search(recipe, tmp_path / "single")
+    assert sorted(parent.search for parent in conclusion.parents) == [0.0, 1.0]
+
+
+def test_a_candidate_that_fails_is_a_state_with_its_reason(tmp_path: Path):
+    recipe = write_case(tmp_path, optimizer="random", evaluations=10)
+    # Weights of up to 1e38 overflow bfloat16 in many candidates, not in all.
+    recipe.write_text(recipe.read_text().replace("search: [0, 1]}", "search: [1.0e-6, 1.0e+41], log: true}"))
+    conclusion = search(recipe, tmp_path / "run")
+    assert 0 < conclusion.failures < 10
+    with Record(tmp_path / "run") as record:
+        for trial in record.trials:
+            assert (trial.objective is None) == (trial.outcome.error is not None)
+            if trial.outcome.error:
+                assert "not finite" in trial.outcome.error
+
+
+def test_a_search_in_which_everything_fails_stops(tmp_path: Path):
+    recipe = write_case(tmp_path, optimizer="random", evaluations=100)
+    recipe.write_text(recipe.read_text().replace("search: [0, 1]}", "search: [1.0e+39, 1.0e+41]}"))
+    with pytest.raises(StudyError, match=r"all of the first 12 candidates failed, the last with: .*not finite"):
+        search(recipe, tmp_path / "run")
+
+
+def test_nan_weights_stop_the_search_before_it_begins(tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    recipe = write_case(tmp_path)
+    file = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(EvomergeError, match=r"model\.norm\.weight has 1 values that are NaN"):
+        search(recipe, tmp_path / "run")
+
+
+def test_a_missing_chat_template_stops_the_search_before_it_begins(tmp_path: Path):
+    recipe = write_case(tmp_path, chat=True)
+    with pytest.raises(TaskError, match="has no chat template"):
+        search(recipe, tmp_path / "run")
+
+
+def test_all_faults_of_a_search_are_told_at_once(tmp_path: Path):
+    recipe = write_case(tmp_path)
+    text = recipe.read_text().replace("/a\n", "/missing\n").replace("search: [0, 1]}", "search: [0, 1], layers: 2}")
+    recipe.write_text(text.replace("cma-es", "cmaes").replace("likely", "absent"))
+    with pytest.raises(RecipeError) as caught:
+        prepare(recipe)
+    faults = str(caught.value)
+    assert 'there is no optimizer "cmaes"; did you mean "cma-es"?' in faults
+    assert "absent.yaml" in faults
+    assert "missing" in faults
+
+
+def test_more_layer_groups_than_layers_are_refused(tmp_path: Path):
+    recipe = write_case(tmp_path)
+    recipe.write_text(recipe.read_text().replace("layers: 2", "layers: 3"))
+    with pytest.raises(RecipeError, match="layers is 3, but there are 2 layers"):
+        prepare(recipe)
+
+
+def test_a_recipe_without_holes_or_tasks_is_refused(tmp_path: Path):
+    recipe = write_case(tmp_path)
+    lines = [line for line in recipe.read_text().splitlines() if "task" not in line or "merge_method" in line]
+    recipe.write_text("\n".join(lines).replace("{search: [0, 1], layers: 2}", "1").replace("{search: [0, 1]}", "1"))
+    with pytest.raises(RecipeError) as caught:
+        prepare(recipe)
+    assert "nothing to search" in str(caught.value)
+    assert "nothing to score candidates on" in str(caught.value)
+
+
+def test_an_unknown_device_is_told():
+    from evomerge.build import compute_device
+
+    with pytest.raises(EvomergeError, match="--device tpu9"):
+        compute_device("tpu9")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_stops_with_a_clear_error_and_goes_on_when_there_is_room(tmp_path: Path):
+    recipe = write_case(tmp_path, evaluations=60)
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260k", "tmpfs", small], check=False)
+    if mounted.returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        with pytest.raises(StudyError, match=r"cannot be written.*make room, and run the same command again"):
+            search(recipe, small / "run")
+        with Record(small / "run") as record:
+            done = len(record.trials)
+        assert 0 < done < 60
+        subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
+        watcher = Watcher()
+        search(recipe, small / "run", watcher)
+        assert watcher.fresh[0].number == done
+        search(recipe, tmp_path / "whole")
+        assert run_state(small / "run") == run_state(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_the_search_does_not_depend_on_global_generators(case: Path, whole: Path, tmp_path: Path):
+    torch.manual_seed(99)
+    random.seed(99)
+    search(case, tmp_path / "run")
+    assert run_state(tmp_path / "run") == run_state(whole)
+    assert sys.modules.get("mergekit") is None
