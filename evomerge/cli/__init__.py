@@ -1,0 +1,5 @@
+"""The command line: ``evomerge search | apply | eval | check``."""
+
+from evomerge.cli.app import main
+
+__all__ = ["main"]

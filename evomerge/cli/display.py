@@ -1,0 +1,211 @@
+"""What a search shows while it runs, and at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.search import Result
+from evomerge.study import Conclusion, Outcome, Preparation, Standing, Trial
+
+LINE_SECONDS = 10.0
+"""Where the output is not a terminal, a line at most this often."""
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as people read them: ``42 s``, ``3 min 10 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(nbytes: float) -> str:
+    """Returns bytes as people read them, in powers of ten: ``269 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} GB" if nbytes < 1000 else f"{nbytes / 1000:.1f} TB"
+
+
+class SearchDisplay:
+    """Watches a search: a live panel on a terminal, else a line now and then.
+
+    Args:
+        console: where to print.
+        preparation: what is searched.
+    """
+
+    def __init__(self, console: Console, preparation: Preparation) -> None:
+        self._console = console
+        self._total = preparation.settings.evaluations
+        self._baselines: dict[str, float | None] = {}
+        self._mean: float | None = None
+        self._best: Trial | None = None
+        self._done = 0
+        self._read_back = 0
+        self._failures = 0
+        self._spent: list[float] = []
+        self._generation = ""
+        self._now = "opening the models"
+        self._fraction: float | None = None
+        self._last_line = 0.0
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
+
+    def __enter__(self) -> SearchDisplay:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def loading(self, done: int, total: int) -> None:
+        """Shows how much of the sources is read."""
+        self._now = f"reading the models, {size(done)} of {size(total)}"
+        self._fraction = done / max(total, 1)
+        self._line(finished=done >= total)
+
+    def evaluating(self, what: str, stage: str) -> None:
+        """Shows what is evaluated."""
+        self._now = f"{what}: {'building' if stage == 'build' else stage}"
+        self._fraction = None
+
+    def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
+        """Shows a parent's score, and why it has none."""
+        self._baselines[name] = objective
+        if objective is None and outcome.error:
+            self.note(f"{name} failed: {outcome.error}")
+        elif objective is not None and not self._console.is_terminal:
+            self._console.print(f"{name}: {objective:.4f}", highlight=False)
+
+    def trial(self, trial: Trial, fresh: bool) -> None:
+        """Shows what one more merge brought."""
+        if trial.kind == "mean":
+            self._mean = trial.objective
+        else:
+            self._done += 1
+            self._read_back += not fresh
+        if trial.objective is None:
+            self._failures += 1
+            if fresh:
+                self.note(f"trial {trial.number} failed: {trial.outcome.error}")
+        elif self._best is None or trial.objective > (self._best.objective or 0.0):
+            self._best = trial
+        if fresh and trial.kind == "candidate":
+            self._spent.append(sum(trial.outcome.seconds.values()))
+        self._line(finished=fresh and self._done == self._total)
+
+    def generation(self, number: int, results: list[Result]) -> None:
+        """Shows how the last generation did."""
+        scores = [result.score for result in results if result.score is not None]
+        if scores and len(results) > 1:
+            self._generation = f"generation {number}: best {max(scores):.4f}, mean {sum(scores) / len(scores):.4f}"
+
+    def holdout(self, name: str, done: int, total: int) -> None:
+        """Shows the holdout's progress."""
+        self._now = f"holdout: {name}, {done + 1} of {total}"
+        self._fraction = done / total
+        if not self._console.is_terminal:
+            self._console.print(self._now, highlight=False)
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._console.print(f"[yellow]note[/yellow] {text}", highlight=False)
+
+    @property
+    def _remaining(self) -> float | None:
+        recent = self._spent[-50:]
+        return sum(recent) / len(recent) * (self._total - self._done) if recent else None
+
+    def _status(self) -> str:
+        parts = [f"{self._done} of {self._total} evaluations"]
+        if self._read_back:
+            parts.append(f"{self._read_back} of them read back")
+        if self._best is not None and self._best.objective is not None:
+            parts.append(f"best {self._best.objective:.4f} (trial {self._best.number})")
+        if self._failures:
+            parts.append(f"{self._failures} failed")
+        if self._remaining is not None and self._done < self._total:
+            parts.append(f"{duration(self._remaining)} left")
+        return ", ".join(parts)
+
+    def _line(self, finished: bool) -> None:
+        """Prints the status where there is no terminal to keep it on."""
+        now = time.monotonic()
+        if self._console.is_terminal or not (finished or now - self._last_line > LINE_SECONDS):
+            return
+        self._last_line = now
+        text = self._now if self._done == 0 and self._fraction is not None else self._status()
+        self._console.print(text, highlight=False)
+
+    def _render(self) -> RenderableType:
+        fraction = self._done / self._total if self._fraction is None else self._fraction
+        table = Table.grid(padding=(0, 2))
+        for name, score in self._baselines.items():
+            table.add_row(name, "" if score is None else f"{score:.4f}", style="dim")
+        if self._mean is not None:
+            table.add_row("mean of the parents", f"{self._mean:.4f}", style="dim")
+        if self._best is not None and self._best.objective is not None:
+            table.add_row(f"best, trial {self._best.number}", f"{self._best.objective:.4f}", style="bold green")
+        lines: list[RenderableType] = [table, Text(self._status())]
+        if self._generation:
+            lines.append(Text(self._generation, style="dim"))
+        return Group(*lines, ProgressBar(total=1.0, completed=fraction, width=60), Text(self._now, style="dim"))
+
+
+def conclusion_table(conclusion: Conclusion) -> Table:
+    """Returns the table at the end of a search: every model's search score, holdout score and interval."""
+    table = Table(title="Scores (higher is better; 95% bootstrap intervals, paired by item)", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for column in ("search", "holdout", "95% interval"):
+        table.add_column(column, justify="right")
+    tasks = list(conclusion.winner.tasks)
+    for task in tasks if len(tasks) > 1 else []:
+        table.add_column(f"holdout: {task}", justify="right")
+
+    def row(label: str, standing: Standing, style: str = "") -> None:
+        bounds = "" if standing.interval is None else f"{standing.interval[0]:.4f} to {standing.interval[1]:.4f}"
+        cells = [label, _number(standing.search), _number(standing.holdout), bounds]
+        cells += [_number(standing.tasks.get(task)) for task in (tasks if len(tasks) > 1 else [])]
+        table.add_row(*cells, style=style)
+
+    if conclusion.base:
+        row(f"{conclusion.base.name} (base)", conclusion.base, "dim")
+    for parent in conclusion.parents:
+        row(parent.name, parent)
+    if conclusion.mean:
+        row("mean of the parents", conclusion.mean)
+    row(f"winner: {conclusion.winner.name}", conclusion.winner, "bold green" if conclusion.beaten else "bold")
+    for finalist in conclusion.finalists[1:]:
+        row(finalist.name, finalist, "dim")
+    return table
+
+
+def scores_table(rows: Sequence[tuple[str, str, int, float, tuple[float, float]]]) -> Table:
+    """Returns the table of ``evomerge eval``: (task, split, items, mean, interval) a row."""
+    table = Table()
+    table.add_column("task")
+    table.add_column("split")
+    for column in ("items", "score", "95% interval"):
+        table.add_column(column, justify="right")
+    for task, split, items, mean, (low, high) in rows:
+        table.add_row(task, split, f"{items:,}", f"{mean:.4f}", f"{low:.4f} to {high:.4f}")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.4f}"

@@ -1,0 +1,60 @@
+"""``evomerge eval``: a model, or a recipe, scored on tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.build import Sources, compute_device, plan, residence
+from evomerge.checkpoint import Checkpoint
+from evomerge.errors import TaskError
+from evomerge.evaluator import Evaluator
+from evomerge.recipe import Recipe
+from evomerge.study import Objective, open_recipe
+from evomerge.study.intervals import interval, resampled_objectives
+from evomerge.tasks import Task
+
+
+def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: str) -> dict[str, Any]:
+    """Returns the scores of a model on tasks, as ``--json`` prints them.
+
+    Args:
+        model: a folder, a Hub id, or the path of a recipe without holes.
+        paths: task files.
+        splits: ``search``, ``holdout``, or both.
+        device: see `Evaluator`.
+
+    Raises:
+        EvomergeError: the model, the recipe or a task is at fault.
+    """
+    tasks = [Task.load(path) for path in paths]
+    faults = [
+        f'{task.path}: a second task is called "{task.name}"'
+        for i, task in enumerate(tasks)
+        if task.name in [other.name for other in tasks[:i]]
+    ]
+    if faults:
+        raise TaskError(faults)
+    if model.endswith((".yaml", ".yml")):
+        made = open_recipe(Path(model))
+    else:
+        recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
+        made = plan(recipe, {model: Checkpoint.open(model)})
+    where = compute_device(device)
+    nbytes = sum(checkpoint.nbytes for checkpoint in made.checkpoints.values())
+    sources = Sources(made.checkpoints, residence(nbytes, made.nbytes, where), where)
+    evaluator = Evaluator(made, tasks, sources, device)
+    for split in splits:
+        evaluator.prepare(split)
+    scores = []
+    for split in splits:
+        score = evaluator.score(made, split)
+        for name, items in score.items.items():
+            samples = resampled_objectives([{name: items}], Objective({name: 1.0}, None), seed=0)
+            low, high = interval(samples[0])
+            row = {"task": name, "split": split, "score": score.means[name], "interval": [low, high], "items": items}
+            if name in score.completions:
+                row["completions"] = score.completions[name]
+            scores.append(row)
+    return {"model": model, "scores": scores, "seconds": score.seconds}
