@@ -1,6 +1,6 @@
 """Building candidates: one plan, two sinks, the same bits in both."""
 
-from evomerge.build.live import LiveModel, empty_model
+from evomerge.build.live import LiveModel, compute_dtype, empty_model
 from evomerge.build.parameters import hole_starts, parameter_faults
 from evomerge.build.plan import DTYPES, Job, Plan, checked_method, parents, plan
 from evomerge.build.residence import Place, Sources, compute_device, free_bytes, residence
@@ -15,6 +15,7 @@ __all__ = [
     "Sources",
     "checked_method",
     "compute_device",
+    "compute_dtype",
     "empty_model",
     "free_bytes",
     "hole_starts",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.build.plan import DTYPES, Plan
+from evomerge.build.plan import Plan
 from evomerge.build.residence import compute_device
 from evomerge.errors import ArchitectureError
 
@@ -58,8 +58,23 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> n
     return model.eval()
 
 
+def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Returns the dtype in which a model stored in `stored` runs on `device`: its own, where the hardware has it.
+
+    A processor without bfloat16 or float16 units computes them ten times slower than float32. There the same
+    values run in float32, which holds each of them exactly.
+    """
+    if device.type != "cpu" or stored not in (torch.bfloat16, torch.float16):
+        return stored
+    name = "_is_mkldnn_bf16_supported" if stored == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return stored if supported is not None and supported() else torch.float32
+
+
 class LiveModel:
     """A model in memory and the place of each of a plan's tensors in it.
+
+    Its parameters hold the very values that a directory would, in the dtype that `compute_dtype` says.
 
     Args:
         plan: any plan of the search: all have the same tensors.
@@ -73,9 +88,7 @@ class LiveModel:
     """
 
     def __init__(self, plan: Plan, device: str) -> None:
-        dtype = plan.recipe.out_dtype or plan.recipe.dtype
-        own = next((job.info.dtype for job in plan.jobs if job.info.dtype.is_floating_point), torch.float32)
-        self.model = empty_model(plan.config, DTYPES[dtype] if dtype else own, device)
+        self.model = empty_model(plan.config, compute_dtype(plan.dtype, compute_device(device)), device)
         self._targets = _targets(self.model, plan)
 
     def fill(self, name: str, tensor: Tensor) -> None:

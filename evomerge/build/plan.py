@@ -72,6 +72,13 @@ class Plan:
         return [job.info for job in self.jobs]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the result's weights: the recipe's, else that of the first."""
+        named = self.recipe.out_dtype or self.recipe.dtype
+        stored = (info.dtype for info in self.layout if info.dtype.is_floating_point)
+        return DTYPES[named] if named else next(stored, torch.float32)
+
+    @property
     def nbytes(self) -> int:
         """The bytes of the result's tensors."""
         return sum(job.info.nbytes for job in self.jobs)

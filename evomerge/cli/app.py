@@ -233,7 +233,7 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
 
 def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> str:
     """Returns what a search is about to do, and with ``full`` what it needs and where it will live."""
-    from evomerge.build import compute_device
+    from evomerge.build import compute_device, compute_dtype
     from evomerge.cli.display import size
     from evomerge.search import SearchSpace
 
@@ -249,6 +249,7 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
     if full:
         place = preparation.place(where)
         kept = size(preparation.source_bytes)
+        runs_in = str(compute_dtype(preparation.first.dtype, where)).removeprefix("torch.")
         lines += [
             f"  {dimension.name}: {dimension.low:g} to {dimension.high:g}, from {dimension.start:g}"
             for dimension in space.dimensions
@@ -258,7 +259,7 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
             for task in preparation.tasks
         ]
         lines += [
-            f"memory: {size(preparation.first.nbytes)} for the model that is refilled, on {where};"
+            f"memory: {size(preparation.live_bytes(where))} for the model that is refilled, on {where} in {runs_in};"
             f" {kept} for {len(preparation.checkpoints)} models, {names[place]}",
             "sound: nothing found that would stop this search",
         ]

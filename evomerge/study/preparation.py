@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from evomerge.architecture import Architecture
-from evomerge.build import Plan, checked_method, hole_starts, parents, plan, residence
+from evomerge.build import Plan, checked_method, compute_dtype, hole_starts, parents, plan, residence
 from evomerge.build.residence import Place
 from evomerge.checkpoint import Checkpoint
 from evomerge.document import Location, suggestion
@@ -71,9 +71,14 @@ class Preparation:
         """The bytes of all models together."""
         return sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
 
+    def live_bytes(self, device: torch.device) -> int:
+        """Returns the bytes of the model that is refilled, in the dtype in which it runs on `device`."""
+        stored = self.first.dtype
+        return self.first.nbytes * compute_dtype(stored, device).itemsize // stored.itemsize
+
     def place(self, device: torch.device) -> Place:
         """Returns where the models are kept during a search on `device`."""
-        return residence(self.source_bytes, self.first.nbytes, device)
+        return residence(self.source_bytes, self.live_bytes(device), device)
 
 
 def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = None) -> Preparation:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import evomerge
-from evomerge.build import Sources, compute_device, plan
+from evomerge.build import Sources, compute_device, compute_dtype, plan
 from evomerge.errors import EvaluationError, MergeError, RecipeError, StudyError
 from evomerge.evaluator import Evaluator, Split
 from evomerge.recipe import Recipe
@@ -115,7 +115,7 @@ class Study:
 
     def _check_identity(self) -> None:
         """Refuses a folder that holds another search; puts a new search on record."""
-        identity, environment = _identity(self.preparation), _environment(self._device)
+        identity, environment = _identity(self.preparation), _environment(self.preparation, self._device)
         recorded = self.record.attribute("identity")
         if recorded is None:
             self.record.set_attribute("environment", environment)
@@ -334,7 +334,7 @@ def _identity(preparation: Preparation) -> dict[str, Any]:
     }
 
 
-def _environment(device: str) -> dict[str, Any]:
+def _environment(preparation: Preparation, device: str) -> dict[str, Any]:
     """Returns what may change the last bits of a score."""
     return {
         "evomerge": evomerge.__version__,
@@ -342,5 +342,6 @@ def _environment(device: str) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "machine": platform.machine(),
         "device": str(compute_device(device)),
+        "computes in": str(compute_dtype(preparation.first.dtype, compute_device(device))),
         "threads": torch.get_num_threads(),
     }
