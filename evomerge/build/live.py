@@ -81,7 +81,8 @@ class LiveModel:
         device: see `empty_model`.
 
     Attributes:
-        model: the model; its values are undefined until `fill`.
+        model: the model; its values are undefined until `into_model`.
+        places: for each of the plan's tensors, the parameter or buffer; None where the model has no use for it.
 
     Raises:
         ArchitectureError: the plan's tensors are not those of the model.
@@ -89,13 +90,7 @@ class LiveModel:
 
     def __init__(self, plan: Plan, device: str) -> None:
         self.model = empty_model(plan.config, compute_dtype(plan.dtype, compute_device(device)), device)
-        self._targets = _targets(self.model, plan)
-
-    def fill(self, name: str, tensor: Tensor) -> None:
-        """Writes one tensor of the plan in place; a tensor that the model has no use for is passed over."""
-        target = self._targets[name]
-        if target is not None:
-            target.copy_(tensor)
+        self.places = _places(self.model, plan)
 
 
 def _blocks(model: nn.Module) -> list[str]:
@@ -113,26 +108,26 @@ def _place(name: str, spread: Mapping[str, Any]) -> Any:
     return next(iter(spread.values()))
 
 
-def _targets(model: nn.Module, plan: Plan) -> dict[str, Tensor | None]:
+def _places(model: nn.Module, plan: Plan) -> dict[str, Tensor | None]:
     """Returns the parameter or buffer for each of the plan's tensors."""
-    places: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    places |= dict(model.named_buffers(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named |= dict(model.named_buffers(remove_duplicate=False))
     prefix = str(getattr(model, "base_model_prefix", "")) + "."
-    targets: dict[str, Tensor | None] = {}
+    places: dict[str, Tensor | None] = {}
     for info in plan.layout:
         # Checkpoints saved from the bare model lack the prefix of the one with a head.
-        found = places.get(info.name, places.get(prefix + info.name))
+        found = named.get(info.name, named.get(prefix + info.name))
         if found is not None and tuple(found.shape) != info.shape:
             raise ArchitectureError(
                 f"{info.name} has shape {list(info.shape)}, but the model that config.json describes wants"
                 f" {list(found.shape)}; is it the right config.json?"
             )
-        targets[info.name] = found
-    filled = {id(target) for target in targets.values() if target is not None}
+        places[info.name] = found
+    filled = {id(place) for place in places.values() if place is not None}
     lacking = [name for name, place in model.named_parameters() if id(place) not in filled]
     if lacking:
         raise ArchitectureError(
             f"{plan.donor.reference}: no tensor for {len(lacking)} of the model's parameters, such as"
             f" {', '.join(lacking[:3])}; found, for example, {', '.join(info.name for info in plan.layout[:3])}"
         )
-    return targets
+    return places

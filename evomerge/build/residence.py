@@ -9,6 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from evomerge.build.plan import all_finite
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, EvaluationError
 
@@ -85,13 +86,12 @@ class Sources:
         for model, checkpoint in self._checkpoints.items():
             for name, info in checkpoint.tensors.items():
                 tensor = checkpoint.read(name)
-                if tensor.is_floating_point():
+                if tensor.is_floating_point() and not all_finite(tensor):
                     count = int((~torch.isfinite(tensor)).sum())
-                    if count:
-                        raise CheckpointError(
-                            f"{model}: {name} has {count:,} values that are NaN or infinite, of {tensor.numel():,};"
-                            " a merge with it would be of no use; get a sound copy of the model"
-                        )
+                    raise CheckpointError(
+                        f"{model}: {name} has {count:,} values that are NaN or infinite, of {tensor.numel():,};"
+                        " a merge with it would be of no use; get a sound copy of the model"
+                    )
                 if self.place == "device":
                     self._kept[model, name] = tensor.to(self._device)
                 elif self.place == "memory":

@@ -25,7 +25,9 @@ def into_model(plan: Plan, live: LiveModel, read: Read) -> None:
     """
     with torch.no_grad():
         for job in plan.jobs:
-            live.fill(job.info.name, plan.merge(job, read))
+            place = live.places[job.info.name]
+            if place is not None:
+                plan.merge(job, read, place)
 
 
 def into_directory(

@@ -44,6 +44,7 @@ LINEAR = MergeMethod(
     base="unused",
     models=(1, None),
     merge=_linear,
+    elementwise=True,
 )
 """Weighted mean: sum of w_i X_i, divided by the sum of w_i where `normalize` is true.
 

@@ -99,6 +99,8 @@ class MergeMethod:
             t = 0; ``optional``: used where given; ``unused``: ignored.
         models: the fewest and the most tensors it merges, the base not counted; None is no limit.
         merge: the function; call the method itself, which checks the arguments first.
+        elementwise: whether each element of the result depends on the elements at its own place alone, so
+            that a large tensor may be merged block by block.
     """
 
     name: str
@@ -108,6 +110,7 @@ class MergeMethod:
     base: Literal["required", "endpoint", "optional", "unused"]
     models: tuple[int, int | None]
     merge: Merge
+    elementwise: bool = False
 
     def __call__(self, tensors: Sequence[Tensor], base: Tensor | None, parameters: Parameters, noise: Noise) -> Tensor:
         """Returns the merge of `tensors`.

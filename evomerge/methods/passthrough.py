@@ -23,6 +23,7 @@ PASSTHROUGH = MergeMethod(
     base="unused",
     models=(1, 1),
     merge=_passthrough,
+    elementwise=True,
 )
 """The one tensor itself, times `scale`; where that is 1, the very argument is returned.
 

@@ -142,6 +142,7 @@ def _member(
         base="required",
         models=(1, None),
         merge=_Composition(sparsifier, consensus),
+        elementwise=sparsifier is None,
     )
 
 
