@@ -37,7 +37,8 @@ def test_help_shows_examples_and_needs_no_torch():
 def test_a_search_ends_with_a_table_and_a_plain_sentence(found):
     _, done = found
     assert done.returncode == 0, done.stderr
-    assert "95% interval" in done.stdout
+    assert "mean of the parents" in done.stdout
+    assert "winner: " in done.stdout
     assert "6 evaluations" in done.stdout
     assert ("Beaten: the winner" in done.stdout) != ("Not beaten: the winner" in done.stdout)
 

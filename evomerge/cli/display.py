@@ -90,7 +90,7 @@ class SearchDisplay:
         if objective is None and outcome.error:
             self.note(f"{name} failed: {outcome.error}")
         elif objective is not None and not self._console.is_terminal:
-            self._console.print(f"{name}: {objective:.4f}", highlight=False)
+            self._console.print(f"{name}: {objective:.3f}", highlight=False)
 
     def trial(self, trial: Trial, fresh: bool) -> None:
         """Shows what one more merge brought."""
@@ -113,7 +113,7 @@ class SearchDisplay:
         """Shows how the last generation did."""
         scores = [result.score for result in results if result.score is not None]
         if scores and len(results) > 1:
-            self._generation = f"generation {number}: best {max(scores):.4f}, mean {sum(scores) / len(scores):.4f}"
+            self._generation = f"generation {number}: best {max(scores):.3f}, mean {sum(scores) / len(scores):.3f}"
 
     def holdout(self, name: str, done: int, total: int) -> None:
         """Shows the holdout's progress."""
@@ -136,7 +136,7 @@ class SearchDisplay:
         if self._read_back:
             parts.append(f"{self._read_back} of them read back")
         if self._best is not None and self._best.objective is not None:
-            parts.append(f"best {self._best.objective:.4f} (trial {self._best.number})")
+            parts.append(f"best {self._best.objective:.3f} (trial {self._best.number})")
         if self._failures:
             parts.append(f"{self._failures} failed")
         if self._remaining is not None and self._done < self._total:
@@ -156,11 +156,11 @@ class SearchDisplay:
         fraction = self._done / self._total if self._fraction is None else self._fraction
         table = Table.grid(padding=(0, 2))
         for name, score in self._baselines.items():
-            table.add_row(name, "" if score is None else f"{score:.4f}", style="dim")
+            table.add_row(name, "" if score is None else f"{score:.3f}", style="dim")
         if self._mean is not None:
-            table.add_row("mean of the parents", f"{self._mean:.4f}", style="dim")
+            table.add_row("mean of the parents", f"{self._mean:.3f}", style="dim")
         if self._best is not None and self._best.objective is not None:
-            table.add_row(f"best, trial {self._best.number}", f"{self._best.objective:.4f}", style="bold green")
+            table.add_row(f"best, trial {self._best.number}", f"{self._best.objective:.3f}", style="bold green")
         lines: list[RenderableType] = [table, Text(self._status())]
         if self._generation:
             lines.append(Text(self._generation, style="dim"))
@@ -169,19 +169,18 @@ class SearchDisplay:
 
 def conclusion_table(conclusion: Conclusion) -> Table:
     """Returns the table at the end of a search: every model's search score, holdout score and interval."""
-    table = Table(title="Scores (higher is better; 95% bootstrap intervals, paired by item)", title_justify="left")
+    table = Table(title="Higher is better. Intervals: 95% bootstrap, paired by item.", title_justify="left")
     table.add_column("model", overflow="fold")
-    for column in ("search", "holdout", "95% interval"):
-        table.add_column(column, justify="right")
-    tasks = list(conclusion.winner.tasks)
-    for task in tasks if len(tasks) > 1 else []:
-        table.add_column(f"holdout: {task}", justify="right")
+    table.add_column("search", justify="right")
+    table.add_column("holdout", justify="right")
+    table.add_column("interval", justify="right", no_wrap=True)
+    tasks = list(conclusion.winner.tasks) if len(conclusion.winner.tasks) > 1 else []
+    for task in tasks:
+        table.add_column(task, justify="right", overflow="fold")
 
     def row(label: str, standing: Standing, style: str = "") -> None:
-        bounds = "" if standing.interval is None else f"{standing.interval[0]:.4f} to {standing.interval[1]:.4f}"
-        cells = [label, _number(standing.search), _number(standing.holdout), bounds]
-        cells += [_number(standing.tasks.get(task)) for task in (tasks if len(tasks) > 1 else [])]
-        table.add_row(*cells, style=style)
+        cells = [label, _number(standing.search), _number(standing.holdout), _interval(standing.interval)]
+        table.add_row(*cells, *(_number(standing.tasks.get(task)) for task in tasks), style=style)
 
     if conclusion.base:
         row(f"{conclusion.base.name} (base)", conclusion.base, "dim")
@@ -189,6 +188,7 @@ def conclusion_table(conclusion: Conclusion) -> Table:
         row(parent.name, parent)
     if conclusion.mean:
         row("mean of the parents", conclusion.mean)
+    table.add_section()
     row(f"winner: {conclusion.winner.name}", conclusion.winner, "bold green" if conclusion.beaten else "bold")
     for finalist in conclusion.finalists[1:]:
         row(finalist.name, finalist, "dim")
@@ -202,10 +202,14 @@ def scores_table(rows: Sequence[tuple[str, str, int, float, tuple[float, float]]
     table.add_column("split")
     for column in ("items", "score", "95% interval"):
         table.add_column(column, justify="right")
-    for task, split, items, mean, (low, high) in rows:
-        table.add_row(task, split, f"{items:,}", f"{mean:.4f}", f"{low:.4f} to {high:.4f}")
+    for task, split, items, mean, bounds in rows:
+        table.add_row(task, split, f"{items:,}", _number(mean), _interval(bounds))
     return table
 
 
 def _number(value: float | None) -> str:
-    return "failed" if value is None else f"{value:.4f}"
+    return "failed" if value is None else f"{value:.3f}"
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"

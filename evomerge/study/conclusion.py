@@ -96,7 +96,7 @@ class Conclusion:
         if self.winner.holdout is None or self.best_parent is None or self.difference_interval is None:
             return "Undecided: the winner or all parents could not be scored on the holdout."
         low, high = self.difference_interval
-        gap = f"{self.difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+        gap = f"{self.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
         if self.beaten:
             return f"Beaten: the winner scores above the best parent, {self.best_parent.name}, on the holdout ({gap})."
         return f"Not beaten: the winner is not surely above the best parent, {self.best_parent.name} ({gap})."
