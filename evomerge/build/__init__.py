@@ -2,7 +2,8 @@
 
 from evomerge.build.live import LiveModel, compute_dtype, empty_model
 from evomerge.build.parameters import hole_starts, parameter_faults
-from evomerge.build.plan import DTYPES, Job, Plan, checked_method, parents, plan
+from evomerge.build.plan import DTYPES, Job, Plan
+from evomerge.build.planner import checked_method, parents, plan
 from evomerge.build.residence import Place, Sources, compute_device, free_bytes, residence
 from evomerge.build.sinks import into_directory, into_model
 
