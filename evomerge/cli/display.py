@@ -90,7 +90,7 @@ class SearchDisplay:
         if objective is None and outcome.error:
             self.note(f"{name} failed: {outcome.error}")
         elif objective is not None and not self._console.is_terminal:
-            self._console.print(f"{name}: {objective:.3f}", highlight=False)
+            self._console.print(f"{name}: {objective:.3f}", highlight=False, soft_wrap=True)
 
     def trial(self, trial: Trial, fresh: bool) -> None:
         """Shows what one more merge brought."""
@@ -120,11 +120,11 @@ class SearchDisplay:
         self._now = f"holdout: {name}, {done + 1} of {total}"
         self._fraction = done / total
         if not self._console.is_terminal:
-            self._console.print(self._now, highlight=False)
+            self._console.print(self._now, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""
-        self._console.print(f"[yellow]note[/yellow] {text}", highlight=False)
+        self._console.print(f"[yellow]note[/yellow] {text}", highlight=False, soft_wrap=True)
 
     @property
     def _remaining(self) -> float | None:
@@ -150,7 +150,7 @@ class SearchDisplay:
             return
         self._last_line = now
         text = self._now if self._done == 0 and self._fraction is not None else self._status()
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         fraction = self._done / self._total if self._fraction is None else self._fraction
