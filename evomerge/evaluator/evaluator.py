@@ -37,7 +37,12 @@ class Score:
     @property
     def means(self) -> dict[str, float]:
         """The mean over the items of each task."""
-        return {name: math.fsum(values) / len(values) for name, values in self.items.items()}
+        return task_means(self.items)
+
+
+def task_means(items: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Returns the mean over the items of each task."""
+    return {name: math.fsum(values) / len(values) for name, values in items.items()}
 
 
 class Evaluator:

@@ -3,7 +3,7 @@
 from evomerge.study.conclusion import Conclusion, Standing, conclude
 from evomerge.study.preparation import Preparation, open_models, open_recipe, prepare
 from evomerge.study.record import Outcome, Record, Trial
-from evomerge.study.study import Objective, Observer, Study, means
+from evomerge.study.study import Objective, Observer, Study
 
 __all__ = [
     "Conclusion",
@@ -16,7 +16,6 @@ __all__ = [
     "Study",
     "Trial",
     "conclude",
-    "means",
     "open_models",
     "open_recipe",
     "prepare",

@@ -13,7 +13,7 @@ from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.study.intervals import interval, resampled_objectives
 from evomerge.study.record import Outcome, Trial, write_atomically
-from evomerge.study.study import Study, means
+from evomerge.study.study import Study
 
 FINALISTS = 5
 """Merges that are scored on the holdout. The first is the winner: were it chosen by its holdout score, that score
@@ -156,7 +156,7 @@ def conclude(study: Study) -> Conclusion:
     for i, (name, recipe) in enumerate(recipes.items()):
         key = f"holdout:{name}"
         recorded = study.record.attribute(key)
-        study._observer.holdout(name, i, len(recipes))
+        study.observer.holdout(name, i, len(recipes))
         outcome = Outcome.from_data(recorded) if recorded else study.evaluate(recipe, name, "holdout")
         if not recorded:
             study.record.set_attribute(key, outcome.as_data())
@@ -190,7 +190,7 @@ def _concluded(
     def standing(name: str) -> Standing:
         outcome = outcomes[name]
         bounds = interval(samples[name]) if name in samples else None
-        tasks = means(outcome) or {}
+        tasks = outcome.means or {}
         return Standing(name, searched[name], study.value(outcome), bounds, tasks, outcome.error)
 
     parents = [standing(name) for name in preparation.parents]

@@ -21,6 +21,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from evomerge.errors import StudyError
+from evomerge.evaluator import task_means
 from evomerge.search import Genome, SearchSpace
 
 DATABASE = "study.db"
@@ -40,6 +41,11 @@ class Outcome:
     items: Mapping[str, tuple[float, ...]] | None
     seconds: Mapping[str, float]
     error: str | None = None
+
+    @property
+    def means(self) -> dict[str, float] | None:
+        """The mean over the items of each task; None where the evaluation failed."""
+        return None if self.items is None else task_means(self.items)
 
     def as_data(self) -> dict[str, Any]:
         """Returns the outcome as plain data; `from_data` gives it back, every number to the last bit."""

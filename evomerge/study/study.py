@@ -94,7 +94,7 @@ class Study:
     def __init__(self, preparation: Preparation, folder: Path, device: str, observer: Observer) -> None:
         self.preparation = preparation
         self.folder = folder
-        self._observer = observer
+        self.observer = observer
         self._device = device
         self.record = Record(folder)
         try:
@@ -127,7 +127,7 @@ class Study:
                 " it, put them back as they were; to search anew, use another --run-dir or delete this folder"
             )
         elif self.record.attribute("environment") != environment:
-            self._observer.note(
+            self.observer.note(
                 "goes on in another environment than it began in; scores may differ in their last digits"
             )
         data = self.preparation.recipe.to_yaml("The recipe of this search.")
@@ -150,7 +150,7 @@ class Study:
             def loaded(size: int) -> None:
                 nonlocal done
                 done += size
-                self._observer.loading(done, total)
+                self.observer.loading(done, total)
 
             sources.load(loaded)
             self._evaluator = evaluator
@@ -165,12 +165,12 @@ class Study:
             TaskError: a task cannot be asked with this tokenizer.
         """
         if self.record.attribute("holdout") is None:
-            _ = self.evaluator  # its faults show before anything is scored
+            self.evaluator  # noqa: B018 (made now: its faults show before anything is scored)
         self._run_baselines()
         trials = list(self.record.trials)
         known = {trial.recipe: trial.outcome for trial in trials}
         for trial in trials:
-            self._observer.trial(trial, fresh=False)
+            self.observer.trial(trial, fresh=False)
         self._write_best()
         self._run_mean(known)
         self._run_candidates(known)
@@ -187,15 +187,15 @@ class Study:
             if not recorded:
                 self.record.set_attribute(f"baseline:{name}", outcome.as_data())
             self.baselines[name] = outcome
-            self._observer.baseline(name, outcome, None)
+            self.observer.baseline(name, outcome, None)
         self.objective = Objective(preparation.task_weights, self._ranges())
         for name, outcome in self.baselines.items():
-            self._observer.baseline(name, outcome, self.value(outcome))
+            self.observer.baseline(name, outcome, self.value(outcome))
 
     def _ranges(self) -> dict[str, tuple[float, float]] | None:
         if not self.preparation.settings.normalize:
             return None
-        scored = [means(self.baselines[name]) for name in self.preparation.parents]
+        scored = [self.baselines[name].means for name in self.preparation.parents]
         found = [mean for mean in scored if mean is not None]
         if not found:
             raise StudyError("normalize is true, but no parent could be scored; see their errors above")
@@ -241,7 +241,7 @@ class Study:
                 self._refuse_hopeless(trial)
             optimizer.tell(results)
             generation += 1
-            self._observer.generation(generation, results)
+            self.observer.generation(generation, results)
 
     def _refuse_hopeless(self, last: Trial) -> None:
         trials = [trial for trial in self.record.trials if trial.kind == "candidate"]
@@ -264,7 +264,7 @@ class Study:
         known[text] = outcome
         if self.best() is trial:
             self._write_best()
-        self._observer.trial(trial, fresh=True)
+        self.observer.trial(trial, fresh=True)
         return trial
 
     def evaluate(self, recipe: Recipe, what: str, split: Split) -> Outcome:
@@ -274,7 +274,7 @@ class Study:
         started = self._mark
         try:
             made = plan(recipe, self.preparation.checkpoints)
-            score = evaluator.score(made, split, lambda stage: self._observer.evaluating(what, stage))
+            score = evaluator.score(made, split, lambda stage: self.observer.evaluating(what, stage))
         except (MergeError, EvaluationError, RecipeError) as fault:
             spent = time.perf_counter() - started
             return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, str(fault))
@@ -288,7 +288,7 @@ class Study:
 
     def value(self, outcome: Outcome) -> float | None:
         """Returns an outcome's objective; None where it failed."""
-        found = means(outcome)
+        found = outcome.means
         return None if found is None else float(self.objective(found))
 
     def ranked(self) -> list[Trial]:
@@ -313,13 +313,6 @@ class Study:
             f"Make its model: evomerge apply {self.folder / 'best.yaml'} OUT_DIR"
         )
         write_atomically(self.folder / "best.yaml", Recipe.parse(best.recipe).to_yaml(head))
-
-
-def means(outcome: Outcome) -> dict[str, float] | None:
-    """Returns the mean over the items of each task; None where the evaluation failed."""
-    if outcome.items is None:
-        return None
-    return {name: sum(values) / len(values) for name, values in outcome.items.items()}
 
 
 def _identity(preparation: Preparation) -> dict[str, Any]:
