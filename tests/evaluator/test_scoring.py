@@ -51,10 +51,8 @@ def test_completions_end_at_stop_texts_and_stop_tokens(loaded):
     stop = full[1][4:6]
     found = runner(loaded, stop_ids=()).completions(rows(tokenizer, [""]), 12, (stop,))
     assert found == [text.split(stop)[0] for text in full]
-    some = tuple(range(3, 130))
-    ended = runner(loaded, stop_ids=some).completions(rows(tokenizer, [""]), 12, ())
-    assert all(text.startswith(one) and len(one) < len(text) for text, one in zip(full, ended, strict=True))
-    assert not set(some) & {token for text in ended for token in tokenizer(text)["input_ids"]}
+    every = tuple(range(len(tokenizer)))
+    assert runner(loaded, stop_ids=every).completions(rows(tokenizer, [""]), 12, ()) == [""] * len(PROMPTS)
 
 
 @pytest.mark.parametrize("most_rows", [1, 4, 64])
