@@ -21,6 +21,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns where matplotlib, which only its plots need, is missing
     import cma
 
+SMALLEST_STEP = 1e-4
+"""A run whose steps are smaller than this part of every range has converged."""
+
+LARGEST_POPULATION = 8
+"""Restarts double the population, up to this many times its first size: evaluations are too dear for more."""
+
 DEFAULT_SIGMA = 1 / 6
 """The first step, as a fraction of each range: three steps from the middle reach both ends."""
 
@@ -34,7 +40,7 @@ class CmaEs:
     """CMA-ES in the unit cube, started at the space's start.
 
     Every random number comes from an own generator, so nothing that draws from numpy's global one can change
-    the search. Where a run has converged or stalls, a new one starts at the best genome so far with twice the
+    the search. Where a run has converged, a new one starts at the best genome so far with twice the
     population. A failed candidate ranks behind all others of its generation.
 
     Args:
@@ -47,6 +53,7 @@ class CmaEs:
         self._rng = np.random.default_rng(settings.seed)
         self._sigma = settings.sigma or DEFAULT_SIGMA
         self._population = settings.population or default_population(self._size)
+        self._most = LARGEST_POPULATION * self._population
         self._best: Result | None = None
         self._strategy = self._started(tuple(space.start))
 
@@ -61,6 +68,13 @@ class CmaEs:
             "verbose": -9,
             "verb_log": 0,
             "maxiter": math.inf,
+            # Accuracies come in steps: equal scores are no sign that a run is over, but a tiny step size is.
+            "tolx": SMALLEST_STEP,
+            "tolfun": 0,
+            "tolfunhist": 0,
+            "tolfunrel": 0,
+            "tolflatfitness": math.inf,
+            "tolstagnation": math.inf,
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,5 +99,5 @@ class CmaEs:
             ):
                 self._best = result
         if self._strategy.stop() and self._best is not None:
-            self._population *= 2
+            self._population = min(2 * self._population, self._most)
             self._strategy = self._started(self._best.genome)
