@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -182,10 +184,14 @@ def conclusion_table(conclusion: Conclusion) -> Table:
         cells = [label, _number(standing.search), _number(standing.holdout), _interval(standing.interval)]
         table.add_row(*cells, *(_number(standing.tasks.get(task)) for task in tasks), style=style)
 
+    models = [*conclusion.parents, *([conclusion.base] if conclusion.base else [])]
+    # A path's last part is enough, where it names one model alone: the columns beside it need the width.
+    last = Counter(Path(model.name).name for model in models)
+    short = {model.name: Path(model.name).name for model in models if last[Path(model.name).name] == 1}
     if conclusion.base:
-        row(f"{conclusion.base.name} (base)", conclusion.base, "dim")
+        row(f"{short.get(conclusion.base.name, conclusion.base.name)} (base)", conclusion.base, "dim")
     for parent in conclusion.parents:
-        row(parent.name, parent)
+        row(short.get(parent.name, parent.name), parent)
     if conclusion.mean:
         row("mean of the parents", conclusion.mean)
     table.add_section()
