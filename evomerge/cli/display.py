@@ -166,7 +166,9 @@ class SearchDisplay:
         lines: list[RenderableType] = [table, Text(self._status())]
         if self._generation:
             lines.append(Text(self._generation, style="dim"))
-        return Group(*lines, ProgressBar(total=1.0, completed=fraction, width=60), Text(self._now, style="dim"))
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(ProgressBar(total=1.0, completed=fraction, width=40), Text(self._now, style="dim"))
+        return Group(*lines, bar)
 
 
 def conclusion_table(conclusion: Conclusion) -> Table:
