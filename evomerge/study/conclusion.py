@@ -154,13 +154,8 @@ def conclude(study: Study) -> Conclusion:
     recipes |= {_name(trial): Recipe.parse(trial.recipe) for trial in trials}
     outcomes: dict[str, Outcome] = {}
     for i, (name, recipe) in enumerate(recipes.items()):
-        key = f"holdout:{name}"
-        recorded = study.record.attribute(key)
         study.observer.holdout(name, i, len(recipes))
-        outcome = Outcome.from_data(recorded) if recorded else study.evaluate(recipe, name, "holdout")
-        if not recorded:
-            study.record.set_attribute(key, outcome.as_data())
-        outcomes[name] = outcome
+        outcomes[name] = study.on_record(f"holdout:{name}", recipe, name, "holdout")
     searched = {name: study.value(outcome) for name, outcome in study.baselines.items()}
     searched |= {_name(trial): trial.objective for trial in trials}
     conclusion = _concluded(study, finalists, outcomes, searched)

@@ -178,14 +178,7 @@ class Study:
     def _run_baselines(self) -> None:
         preparation = self.preparation
         for name in (*preparation.parents, *((preparation.base,) if preparation.base else ())):
-            recorded = self.record.attribute(f"baseline:{name}")
-            outcome = (
-                Outcome.from_data(recorded)
-                if recorded
-                else self.evaluate(preparation.parent_recipe(name), name, "search")
-            )
-            if not recorded:
-                self.record.set_attribute(f"baseline:{name}", outcome.as_data())
+            outcome = self.on_record(f"baseline:{name}", preparation.parent_recipe(name), name, "search")
             self.baselines[name] = outcome
             self.observer.baseline(name, outcome, None)
         self.objective = Objective(preparation.task_weights, self._ranges())
@@ -266,6 +259,15 @@ class Study:
             self._write_best()
         self.observer.trial(trial, fresh=True)
         return trial
+
+    def on_record(self, key: str, recipe: Recipe, what: str, split: Split) -> Outcome:
+        """Returns the outcome that the record has under `key`; where it has none, evaluates and records it."""
+        recorded = self.record.attribute(key)
+        if recorded:
+            return Outcome.from_data(recorded)
+        outcome = self.evaluate(recipe, what, split)
+        self.record.set_attribute(key, outcome.as_data())
+        return outcome
 
     def evaluate(self, recipe: Recipe, what: str, split: Split) -> Outcome:
         """Returns what comes of building and scoring a recipe; a failure is an outcome with its reason."""
