@@ -9,6 +9,7 @@ import torch
 
 from evomerge.build.live import LiveModel
 from evomerge.build.plan import Plan, Read
+from evomerge.build.side_files import side_files
 from evomerge.checkpoint import CheckpointWriter
 
 
@@ -65,14 +66,5 @@ def into_directory(
         for job in plan.jobs:
             out.write(job.info.name, plan.merge(job, read))
             progress(job.info.nbytes)
-        template = plan.recipe.chat_template
-        texts = {"evomerge_recipe.yaml": plan.recipe.merge_only().to_yaml("Made by evomerge from this recipe.")}
-        if template and template != "auto":
-            texts["chat_template.jinja"] = template
-        side = {path.name: path for path in plan.donor.side_files()}
-        if plan.tokenizer_donor is not plan.donor:
-            keep = {name: path for name, path in side.items() if name == "generation_config.json"}
-            theirs = {path.name: path for path in plan.tokenizer_donor.side_files()}
-            side = {**{n: p for n, p in theirs.items() if n != "generation_config.json"}, **keep}
-        files = [path for name, path in side.items() if name not in texts]
+        files, texts = side_files(plan)
         out.commit(config=plan.config, files=files, texts=texts)

@@ -6,6 +6,7 @@ safetensors files are read: a pickle runs code when it is opened.
 
 from evomerge.checkpoint.header import TensorInfo
 from evomerge.checkpoint.reading import Checkpoint
+from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
 
-__all__ = ["Checkpoint", "CheckpointWriter", "TensorInfo"]
+__all__ = ["Checkpoint", "CheckpointView", "CheckpointWriter", "TensorInfo"]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.build import Sources, compute_device, plan, residence
-from evomerge.checkpoint import Checkpoint
+from evomerge.build import Sources, compute_device, open_models, plan, residence
 from evomerge.errors import TaskError
 from evomerge.evaluator import Evaluator
 from evomerge.recipe import Recipe
@@ -40,7 +39,7 @@ def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: 
         made = open_recipe(Path(model))
     else:
         recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
-        made = plan(recipe, {model: Checkpoint.open(model)})
+        made = plan(recipe, open_models(recipe))
     where = compute_device(device)
     nbytes = sum(checkpoint.nbytes for checkpoint in made.checkpoints.values())
     sources = Sources(made.checkpoints, residence(nbytes, made.nbytes, where), where)

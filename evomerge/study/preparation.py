@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from evomerge.architecture import Architecture
-from evomerge.build import Plan, checked_method, compute_dtype, hole_starts, parents, plan, residence
+from evomerge.build import Plan, checked_method, compute_dtype, hole_starts, open_models, parents, plan, residence
 from evomerge.build.residence import Place
 from evomerge.checkpoint import Checkpoint
 from evomerge.document import Location, suggestion
@@ -114,8 +113,8 @@ def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = No
         faults.append(recipe.fault(("search", "optimizer"), message))
     _gather(faults, lambda: checked_method(recipe))
     tasks = _tasks(recipe, faults)
-    checkpoints = open_models(recipe, faults)
-    if faults:
+    checkpoints = _gather(faults, lambda: open_models(recipe))
+    if faults or checkpoints is None:
         raise RecipeError(faults)
     space = _space(recipe, checkpoints)
     first = plan(space.decode([float(gene) for gene in space.start]), checkpoints)
@@ -123,16 +122,6 @@ def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = No
     base = recipe.base_model if recipe.base_model not in names else None
     weights = {task.name: entry.weight for task, entry in zip(tasks, recipe.tasks, strict=True)}
     return Preparation(recipe, settings, checkpoints, tasks, weights, space, names, base, first)
-
-
-def open_models(recipe: Recipe, faults: list[str]) -> dict[str, Checkpoint]:
-    """Returns every model that the recipe names, opened; adds a line to `faults` for each that cannot be."""
-    opened = {}
-    for reference in recipe.references():
-        found = _gather(faults, partial(Checkpoint.open, reference))
-        if found is not None:
-            opened[reference] = found
-    return opened
 
 
 def open_recipe(path: Path) -> Plan:
@@ -148,8 +137,8 @@ def open_recipe(path: Path) -> Plan:
         for location in recipe.holes()
     ]
     _gather(faults, lambda: checked_method(recipe))
-    checkpoints = open_models(recipe, faults)
-    if faults:
+    checkpoints = _gather(faults, lambda: open_models(recipe))
+    if faults or checkpoints is None:
         raise RecipeError(faults)
     return plan(recipe, checkpoints)
 

@@ -1,0 +1,27 @@
+"""Opening the models that a recipe names: the one place where search, check, apply and eval get them from."""
+
+from __future__ import annotations
+
+from evomerge.checkpoint import Checkpoint
+from evomerge.errors import CheckpointError, RecipeError
+from evomerge.recipe import Recipe
+
+
+def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
+    """Returns every model that the recipe names, opened, by its name there; no weights are loaded.
+
+    They are opened once and serve every candidate of a search.
+
+    Raises:
+        RecipeError: with a line for every model that cannot be opened.
+    """
+    opened: dict[str, Checkpoint] = {}
+    faults: list[str] = []
+    for reference in recipe.references():
+        try:
+            opened[reference] = Checkpoint.open(reference)
+        except CheckpointError as fault:
+            faults += str(fault).splitlines()
+    if faults:
+        raise RecipeError(faults)
+    return opened

@@ -1,0 +1,67 @@
+"""`CheckpointView`: another checkpoint seen in another way, some of its tensors made as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoint.header import TensorInfo
+from evomerge.checkpoint.reading import Checkpoint
+from evomerge.errors import CheckpointError
+
+
+class CheckpointView(Checkpoint):
+    """Another checkpoint with some things changed, for all who use a `Checkpoint`.
+
+    A subclass overrides `made`. Whatever is not given is the other's.
+
+    Attributes:
+        inner: the checkpoint that is seen.
+    """
+
+    def __init__(
+        self,
+        inner: Checkpoint,
+        *,
+        difference: str,
+        reference: str | None = None,
+        folder: Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, TensorInfo] | None = None,
+    ) -> None:
+        # Not Checkpoint's own: the files stay the inner one's.
+        self.inner = inner
+        self.reference = inner.reference if reference is None else reference
+        self.folder = inner.folder if folder is None else folder
+        self.config = inner.config if config is None else MappingProxyType(dict(config))
+        self.tensors = inner.tensors if tensors is None else MappingProxyType(dict(tensors))
+        self.nbytes = sum(info.nbytes for info in self.tensors.values())
+        self._difference = difference
+
+    def made(self, name: str) -> Tensor:
+        """The values of one of `tensors`, on the CPU, in the dtype and shape that it says; by default as they are.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return self.inner.read(name)
+
+    def read(self, name: str, device: str | torch.device = "cpu") -> Tensor:
+        """See `Checkpoint.read`."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self.tensors)} others")
+        return self.made(name).to(device)
+
+    def fingerprint(self) -> str:
+        """A hex digest that changes with the inner checkpoint's and with what makes this view another."""
+        return hashlib.sha256(f"{self.inner.fingerprint()} {self._difference}".encode()).hexdigest()
+
+    def close(self) -> None:
+        """See `Checkpoint.close`."""
+        self.inner.close()
