@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-KINDS = ("llama", "gpt2", "qwen3", "gemma3_text", "mixtral", "mamba")
+# Language models, each different from the others in what a merge meets.
+KINDS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "phi",
+    "mixtral",
+    "qwen3_moe",
+    "deepseek_v3",
+    "gpt_oss",
+    "mamba",
+)
+IMAGE_KINDS = ("llava", "qwen2_vl", "gemma3")
+IMAGE_TOKEN = 3  # A byte's token that stands for a place of the image, as no test's text has it.
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 CHAT_TEMPLATE = (
@@ -27,6 +51,8 @@ def tiny_config(kind: str = "llama", layers: int = 4, *, hidden: int = 16, **cha
 
     `changes` are further fields of the config, such as `tie_word_embeddings` or `vocab_size`.
     """
+    if kind in IMAGE_KINDS:
+        return _image_config(kind, layers, hidden, **changes)
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "bos_token_id": 1,
@@ -47,9 +73,66 @@ def tiny_config(kind: str = "llama", layers: int = 4, *, hidden: int = 16, **cha
             "head_dim": hidden // 2,
             "max_position_embeddings": 512,
         }
-    if kind == "mixtral":
-        sizes |= {"num_local_experts": 2, "num_experts_per_tok": 1}
+    sizes |= _DIFFERENCES.get(kind, {})
     return CONFIG_MAPPING[kind](**{**common, **sizes, **changes})
+
+
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
+# What a config of such a model needs beside the sizes.
+_DIFFERENCES: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 8},
+    "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 8},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {**_EXPERTS, "num_experts": 4},
+    "deepseek_v3": {
+        **_EXPERTS,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_key_value_heads": 2,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 8,
+        "head_dim": 4,
+    },
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+}
+
+
+def _image_config(kind: str, layers: int, hidden: int, **changes: Any) -> PreTrainedConfig:
+    """The config of a model of text and images of 8 by 8 pixels; `changes` are of its text config."""
+    text_kind = {"llava": "llama", "gemma3": "gemma3_text"}.get(kind, kind)
+    text = {**tiny_config("llama" if kind == "qwen2_vl" else text_kind, layers, hidden=hidden, **changes).to_dict()}
+    whole = {"image_token_id": IMAGE_TOKEN, "tie_word_embeddings": bool(text["tie_word_embeddings"])}
+    vision: dict[str, Any] = {
+        "hidden_size": 12,
+        "intermediate_size": 24,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    if kind == "llava":
+        vision |= {"model_type": "clip_vision_model", "projection_dim": 12}
+    elif kind == "gemma3":
+        vision["model_type"] = "siglip_vision_model"
+        whole |= {
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 4,
+            "eoi_token_index": 5,
+            "image_token_index": IMAGE_TOKEN,
+        }
+    else:
+        sizes = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+        vision = {**sizes, "hidden_size": hidden, "spatial_merge_size": 2, "temporal_patch_size": 1}
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        text |= {"model_type": "qwen2_vl_text", "rope_parameters": rope}
+        text.pop("head_dim", None)
+        whole |= {"vision_start_token_id": 4, "vision_end_token_id": 5, "video_token_id": 6}
+    return CONFIG_MAPPING[kind](text_config=text, vision_config=vision, **whole)
 
 
 def tiny_tokenizer(*, extra_tokens: Sequence[str] = (), chat_template: bool = False) -> PreTrainedTokenizerFast:
@@ -65,6 +148,13 @@ def tiny_tokenizer(*, extra_tokens: Sequence[str] = (), chat_template: bool = Fa
     if chat_template:
         fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def auto_class(kind: str) -> Any:
+    """The class that makes and loads a model of this kind."""
+    if kind == "bert":
+        return AutoModelForMaskedLM
+    return AutoModelForImageTextToText if kind in IMAGE_KINDS else AutoModelForCausalLM
 
 
 def tiny_checkpoint(
@@ -89,13 +179,15 @@ def tiny_checkpoint(
     """
     generator = torch.Generator().manual_seed(seed)
     if base is not None:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = auto_class(json.loads((base / "config.json").read_text())["model_type"]).from_pretrained(
+            base, dtype=torch.float32
+        )
     else:
         if extra_tokens:
             config.setdefault("vocab_size", VOCABULARY + len(extra_tokens))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(tiny_config(kind, **config), dtype=torch.float32)
+            model = auto_class(kind).from_config(tiny_config(kind, **config), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)

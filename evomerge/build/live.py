@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from evomerge.build.placement import places
 from evomerge.build.plan import Plan
 from evomerge.build.residence import compute_device
 from evomerge.errors import ArchitectureError
 
 
 def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
-    """Returns a causal language model of transformers with memory for its weights, but no values in them.
+    """Returns a model of transformers that writes text, with memory for its weights, but no values in them.
+
+    A model of text and images is made whole: it is then given text alone.
 
     Args:
         config: a checkpoint's config.json.
@@ -23,23 +27,14 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> n
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; or ``auto``: the fastest, several GPUs where one is small.
 
     Raises:
-        ArchitectureError: transformers has no model of this type.
+        ArchitectureError: transformers has no model of this type, or none that writes text.
     """
     from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    kind = str(config.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise ArchitectureError(
-            f'config.json says model_type "{kind}", which this version of transformers does not have; '
-            "code that comes with a checkpoint is never run: update transformers"
-        )
-    parsed = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
-    try:
-        with init_empty_weights(include_buffers=False):
-            model: nn.Module = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # type: ignore[no-untyped-call]
-    except ValueError as fault:
-        raise ArchitectureError(f'"{kind}" is not a causal language model for transformers: {fault}') from None
+    parsed, auto = _auto_class(config)
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = auto.from_config(parsed, dtype=dtype, trust_remote_code=False)
+    wide = _kept_wide(model, dtype)
     spread: dict[str, Any] = {"": compute_device(device)}
     if device == "auto" and torch.cuda.device_count() > 1:
         spread = infer_auto_device_map(model, dtype=dtype, no_split_module_classes=_blocks(model))
@@ -47,7 +42,8 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> n
         place = _place(name, spread)
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=place)
+                stored = wide(f"{name}.{key}") or parameter.dtype
+                empty = torch.empty(parameter.shape, dtype=stored, device=place)
                 module._parameters[key] = nn.Parameter(empty, requires_grad=False)
         for key, buffer in module._buffers.items():
             if buffer is not None:
@@ -82,7 +78,8 @@ class LiveModel:
 
     Attributes:
         model: the model; its values are undefined until `into_model`.
-        places: for each of the plan's tensors, the parameter or buffer; None where the model has no use for it.
+        places: for each of the plan's tensors, where it goes, see `placement.places`; None where the model has
+            no use for it.
 
     Raises:
         ArchitectureError: the plan's tensors are not those of the model.
@@ -90,7 +87,45 @@ class LiveModel:
 
     def __init__(self, plan: Plan, device: str) -> None:
         self.model = empty_model(plan.config, compute_dtype(plan.dtype, compute_device(device)), device)
-        self.places = _places(self.model, plan)
+        self.places = places(self.model, plan.layout, plan.donor.reference)
+
+
+def _auto_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns the config as transformers parses it, and its class that makes such a model."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
+
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise ArchitectureError(
+            f'config.json says model_type "{kind}", which this version of transformers does not have; '
+            "code that comes with a checkpoint is never run: update transformers"
+        )
+    plain = {key: value for key, value in config.items() if key != "auto_map"}
+    parsed = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(plain))
+    named = set(config.get("architectures") or ())
+
+    def classes(auto: Any) -> set[str]:
+        """The names of the classes of `auto` for this config."""
+        found = auto._model_mapping.get(type(parsed), ())
+        return {one.__name__ for one in (found if isinstance(found, list | tuple) else (found,))}
+
+    writers = [auto for auto in (AutoModelForCausalLM, AutoModelForImageTextToText) if classes(auto)]
+    # The one that the checkpoint names, as where a model of images can also be loaded without its tower.
+    chosen = next((auto for auto in writers if named & classes(auto)), None)
+    if chosen is None and (not writers or named & classes(AutoModelForMaskedLM)):
+        what = ", ".join(sorted(named)) or f'"{kind}"'
+        raise ArchitectureError(
+            f"{what} writes no text, so no task can score it: expected a causal language model, or one of text and"
+            " images; to merge without searching: evomerge apply"
+        )
+    return parsed, chosen or writers[0]
+
+
+def _kept_wide(model: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:
+    """Returns which parameters transformers holds in another dtype than `dtype`, whatever the config says."""
+    plan: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(dtype)
+    patterns = [(re.compile(name.replace("*", ".*")), wide) for name, wide in plan.items()]
+    return lambda name: next((wide for pattern, wide in patterns if pattern.search(name)), None)
 
 
 def _blocks(model: nn.Module) -> list[str]:
@@ -106,28 +141,3 @@ def _place(name: str, spread: Mapping[str, Any]) -> Any:
         if prefix in spread:
             return spread[prefix]
     return next(iter(spread.values()))
-
-
-def _places(model: nn.Module, plan: Plan) -> dict[str, Tensor | None]:
-    """Returns the parameter or buffer for each of the plan's tensors."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named |= dict(model.named_buffers(remove_duplicate=False))
-    prefix = str(getattr(model, "base_model_prefix", "")) + "."
-    places: dict[str, Tensor | None] = {}
-    for info in plan.layout:
-        # Checkpoints saved from the bare model lack the prefix of the one with a head.
-        found = named.get(info.name, named.get(prefix + info.name))
-        if found is not None and tuple(found.shape) != info.shape:
-            raise ArchitectureError(
-                f"{info.name} has shape {list(info.shape)}, but the model that config.json describes wants"
-                f" {list(found.shape)}; is it the right config.json?"
-            )
-        places[info.name] = found
-    filled = {id(place) for place in places.values() if place is not None}
-    lacking = [name for name, place in model.named_parameters() if id(place) not in filled]
-    if lacking:
-        raise ArchitectureError(
-            f"{plan.donor.reference}: no tensor for {len(lacking)} of the model's parameters, such as"
-            f" {', '.join(lacking[:3])}; found, for example, {', '.join(info.name for info in plan.layout[:3])}"
-        )
-    return places
