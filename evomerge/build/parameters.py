@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 
 from evomerge.document import Location, suggestion
 from evomerge.methods import KNOWN_PARAMETERS, MergeMethod, Parameter, Parameters
@@ -15,7 +16,8 @@ Levels = Sequence[Mapping[str, Value]]
 def parameter_faults(recipe: Recipe, method: MergeMethod) -> list[str]:
     """Returns a line for every parameter that `method` cannot take; none is read from a model.
 
-    A parameter of another method is let pass, as it is in many published recipes, unless it is searched.
+    A parameter of another method is let pass, as it is in many published recipes, and so is one that resembles
+    none; but not where it is searched.
     """
     declared = {parameter.name: parameter for parameter in method.parameters}
     faults = []
@@ -23,7 +25,7 @@ def parameter_faults(recipe: Recipe, method: MergeMethod) -> list[str]:
         for name, value in section.items():
             place = (*location, name)
             if name not in declared:
-                if name not in KNOWN_PARAMETERS:
+                if name not in KNOWN_PARAMETERS and get_close_matches(name, KNOWN_PARAMETERS):
                     near = suggestion(name, declared)
                     faults.append(recipe.fault(place, f'{method.name} has no parameter "{name}"{near}'))
                 elif any(isinstance(leaf, Hole) for _, leaf, _ in _leaves(value, place)):
@@ -96,12 +98,14 @@ def hole_starts(recipe: Recipe, method: MergeMethod, num_models: int) -> dict[Lo
 def _sections(recipe: Recipe) -> Iterator[tuple[Location, Mapping[str, Value]]]:
     """Yields every ``parameters`` section with its place."""
     yield ("parameters",), recipe.parameters
-    for i, entry in enumerate(recipe.models or ()):
-        yield ("models", i, "parameters"), entry.parameters
-    for i, part in enumerate(recipe.slices or ()):
-        yield ("slices", i, "parameters"), part.parameters
-        for j, source in enumerate(part.sources):
-            yield ("slices", i, "sources", j, "parameters"), source.parameters
+    for place, module in recipe.modules_by_place().items():
+        yield (*place, "parameters"), module.parameters
+        for i, entry in enumerate(module.models or ()):
+            yield (*place, "models", i, "parameters"), entry.parameters
+        for i, part in enumerate(module.slices or ()):
+            yield (*place, "slices", i, "parameters"), part.parameters
+            for j, source in enumerate(part.sources):
+                yield (*place, "slices", i, "sources", j, "parameters"), source.parameters
 
 
 def _leaves(value: Value, location: Location, in_list: bool = False) -> Iterator[tuple[Location, Number | Hole, bool]]:

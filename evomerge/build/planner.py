@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.architecture import Architecture, differences
+from evomerge.build.modules import owners
 from evomerge.build.parameters import Levels, parameter_faults, resolved
 from evomerge.build.plan import DTYPES, Job, Plan
 from evomerge.checkpoint import Checkpoint, TensorInfo
@@ -39,6 +40,8 @@ class _Part:
         num_layers: how many layers it makes.
         levels: the sections that give values for the whole part.
         location: where it stands in the recipe.
+        module: the place of its module.
+        ranged: whether its sources say their layers.
     """
 
     inputs: tuple[_Source, ...]
@@ -46,6 +49,8 @@ class _Part:
     num_layers: int
     levels: Levels
     location: Location
+    module: Location
+    ranged: bool
 
 
 def checked_method(recipe: Recipe) -> MergeMethod:
@@ -63,7 +68,7 @@ def checked_method(recipe: Recipe) -> MergeMethod:
     for part in _parts(recipe, chosen, depth=0):
         if part.base is None and chosen.base in ("required", "endpoint"):
             message = f'{chosen.name} merges against a base model; add "base_model"'
-            faults.append(recipe.fault(part.location[:-1], message))
+            faults.append(recipe.fault(part.module, message))
         fewest, most = chosen.models
         if not fewest <= len(part.inputs) <= (most or len(part.inputs)):
             upto = "" if most == fewest else " or more" if most is None else f" to {most}"
@@ -99,21 +104,24 @@ def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
         ArchitectureError: a model's layers cannot be found.
     """
     chosen = checked_method(recipe)
-    donor = checkpoints[recipe.base_model or recipe.references()[0]]
+    donor_name = recipe.base_model or recipe.references()[0]
+    donor = checkpoints[donor_name]
     tokenizer_donor = _tokenizer_donor(recipe, checkpoints, donor)
     architectures = {
         name: Architecture.of(checkpoints[name].config, checkpoints[name].tensors) for name in recipe.references()
     }
-    if recipe.models is not None:
-        _refuse_strangers(recipe, checkpoints)
-    depth = architectures[recipe.parents()[0]].num_layers
+    architecture = architectures[donor_name]
+    module_of, main = owners(recipe, donor.tensors, lambda name: architecture.layer_of(name) is not None)
+    _refuse_strangers(recipe, checkpoints)
+    depth = architectures[recipe.modules_by_place()[main].listed()[0]].num_layers
     parts = _parts(recipe, chosen, depth)
     _check_ranges(recipe, parts, architectures)
-    planner = _Planner(recipe, chosen, checkpoints, architectures)
-    jobs = planner.jobs(parts)
-    stack = [part.inputs[0].first + i for part in parts for i in range(part.num_layers)]
-    architecture = architectures[recipe.base_model or recipe.references()[0]]
-    config = dict(donor.config) if recipe.models else architecture.config_of_stack(donor.config, stack)
+    jobs = _Planner(recipe, chosen, checkpoints, architectures, module_of).jobs(parts, main)
+    config = dict(donor.config)
+    stacked = [part for part in parts if part.module == main and part.ranged]
+    if stacked:
+        stack = [part.inputs[0].first + i for part in stacked for i in range(part.num_layers)]
+        config = architecture.config_of_stack(donor.config, stack)
     dtype = recipe.out_dtype or recipe.dtype
     if dtype:
         # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
@@ -122,40 +130,52 @@ def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
 
 
 def _parts(recipe: Recipe, chosen: MergeMethod, depth: int) -> list[_Part]:
-    """Returns the recipe's parts; `depth` is the number of layers of a recipe over whole models."""
-    if recipe.models is not None:
-        sources = [_Source(entry.model, 0, entry.parameters, ("models", i)) for i, entry in enumerate(recipe.models)]
-        return [_part(chosen, sources, recipe.base_model, depth, (recipe.parameters,), ("models",))]
-    return [
-        _part(
-            chosen,
-            [
-                _Source(source.model, source.layer_range[0], source.parameters, ("slices", i, "sources", j))
+    """Returns the parts of every module; `depth` is the number of layers where models are merged whole."""
+    parts = []
+    for place, module in recipe.modules_by_place().items():
+        levels = (module.parameters, recipe.parameters)
+        sources = [
+            _Source(entry.model, 0, entry.parameters, (*place, "models", i))
+            for i, entry in enumerate(module.models or ())
+        ]
+        if module.models is not None:
+            base = recipe.base_model
+            if base and _merges_its_base(chosen, [*sources], base, levels):
+                sources.append(_Source(base, 0, {}, ("base_model",)))
+            at_base, inputs = _parted(chosen, sources, base, ("base_model",))
+            parts.append(_Part(inputs, at_base, depth, levels, (*place, "models"), place, ranged=False))
+        for i, part in enumerate(module.slices or ()):
+            here = (*place, "slices", i)
+            sources = [
+                _Source(source.model, source.layer_range[0], source.parameters, (*here, "sources", j))
                 for j, source in enumerate(part.sources)
-            ],
-            part.base_model or recipe.base_model,
-            part.num_layers,
-            (part.parameters, recipe.parameters),
-            ("slices", i),
-        )
-        for i, part in enumerate(recipe.slices or ())
-    ]
+            ]
+            at_base, inputs = _parted(chosen, sources, part.base_model or recipe.base_model, here)
+            parts.append(_Part(inputs, at_base, part.num_layers, (part.parameters, *levels), here, place, ranged=True))
+    return parts
 
 
-def _part(
-    chosen: MergeMethod,
-    sources: Sequence[_Source],
-    base: str | None,
-    num_layers: int,
-    levels: Levels,
-    place: Location,
-) -> _Part:
+def _merges_its_base(chosen: MergeMethod, sources: Sequence[_Source], base: str, levels: Levels) -> bool:
+    """Returns whether a method without a base has `base`, which is not listed, as one more model.
+
+    As in mergekit, it has; but not where it then has too many, or no value that it needs for each.
+    """
+    if chosen.base != "unused" or base in [source.model for source in sources]:
+        return False
+    most = chosen.models[1]
+    needed = [parameter.name for parameter in chosen.parameters if parameter.per_model and parameter.default is None]
+    return (most is None or len(sources) < most) and all(any(name in level for level in levels) for name in needed)
+
+
+def _parted(
+    chosen: MergeMethod, sources: Sequence[_Source], base: str | None, place: Location
+) -> tuple[_Source | None, tuple[_Source, ...]]:
+    """Returns the base, where the method takes one and there is one, and what is merged with it."""
     if chosen.base == "unused" or base is None:
-        return _Part(tuple(sources), None, num_layers, levels, place)
+        return None, tuple(sources)
     listed = [source for source in sources if source.model == base]
     at_base = listed[0] if listed else _Source(base, sources[0].first, {}, place)
-    inputs = tuple(source for source in sources if source is not at_base)
-    return _Part(inputs, at_base, num_layers, levels, place)
+    return at_base, tuple(source for source in sources if source is not at_base)
 
 
 def _tokenizer_donor(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], donor: Checkpoint) -> Checkpoint:
@@ -171,17 +191,20 @@ def _tokenizer_donor(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], dono
 
 def _refuse_strangers(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Raises a RecipeError where models that are merged whole do not have the same tensors and shapes."""
-    bases = [recipe.base_model] if recipe.base_model else []
-    first, *others = dict.fromkeys([*bases, *recipe.parents()])
+    whole = {
+        entry.model: (*place, "models", i, "model")
+        for place, module in recipe.modules_by_place().items()
+        for i, entry in enumerate(module.models or ())
+    }
+    if not whole:
+        return
+    named = {recipe.base_model: ("base_model",), **whole} if recipe.base_model else whole
+    first, *others = named
     faults = []
     for other in others:
         found = differences(checkpoints[first], checkpoints[other])
         if found:
-            place = next(
-                (("models", i, "model") for i, entry in enumerate(recipe.models or ()) if entry.model == other),
-                ("base_model",),
-            )
-            faults.append(recipe.fault(place, f"{other} does not fit {first}: {'; '.join(found)}"))
+            faults.append(recipe.fault(named[other], f"{other} does not fit {first}: {'; '.join(found)}"))
     if faults:
         raise RecipeError(faults)
 
@@ -192,7 +215,7 @@ def _check_ranges(recipe: Recipe, parts: Sequence[_Part], architectures: Mapping
         for source in part.inputs + ((part.base,) if part.base else ()):
             depth, end = architectures[source.model].num_layers, source.first + part.num_layers
             if end > depth:
-                place = (*source.location, "layer_range") if recipe.slices else source.location
+                place = (*source.location, "layer_range") if part.ranged else source.location
                 message = f"the range ends at {end}, but {source.model} has {depth} layers; end at {depth} or less"
                 faults.append(recipe.fault(place, message))
     if faults:
@@ -210,24 +233,36 @@ class _Planner:
         chosen: MergeMethod,
         checkpoints: Mapping[str, Checkpoint],
         architectures: Mapping[str, Architecture],
+        module_of: Mapping[str, Location],
     ) -> None:
         self.recipe = recipe
         self.method = chosen
         self.checkpoints = checkpoints
         self.architectures = architectures
+        self.module_of = module_of
         self.dtype = DTYPES.get(recipe.out_dtype or recipe.dtype or "")
         self.faults: dict[str, None] = {}
 
-    def jobs(self, parts: Sequence[_Part]) -> tuple[Job, ...]:
-        """Returns a job for each tensor: before the layers, the layers from first to last, after them."""
+    def jobs(self, parts: Sequence[_Part], main: Location) -> tuple[Job, ...]:
+        """Returns a job for each tensor: before the layers, the layers from first to last, after them.
+
+        Args:
+            parts: of all modules.
+            main: the module with the layers.
+        """
         tied = self.architectures[self.recipe.base_model or self.recipe.references()[0]].tied
-        jobs = [self.outside(name, parts[0]) for name in self.names(parts[0], "before") if name not in tied]
+        stack = [part for part in parts if part.module == main]
+        beside = [part for part in parts if part.module != main]
+        jobs = []
+        for part, position in [(part, "before") for part in [*beside, stack[0]]]:
+            jobs += [self.outside(name, part) for name in self.names(part, position) if name not in tied]
         layer = 0
-        for part in parts:
+        for part in stack:
             for offset in range(part.num_layers):
                 jobs += self.layer(part, offset, layer)
                 layer += 1
-        jobs += [self.outside(name, parts[-1]) for name in self.names(parts[-1], "after") if name not in tied]
+        for part, position in [(part, "after") for part in [stack[-1], *beside]]:
+            jobs += [self.outside(name, part) for name in self.names(part, position) if name not in tied]
         if self.faults:
             lines = list(self.faults)
             more = [f"... and {len(lines) - self.MOST_FAULTS} more like these"]
@@ -235,9 +270,14 @@ class _Planner:
         return tuple(jobs)
 
     def names(self, part: _Part, position: str) -> list[str]:
+        """Returns the names of the tensors at `position` that belong to the part's module."""
         first = part.inputs[0].model
         architecture = self.architectures[first]
-        return [name for name in self.checkpoints[first].tensors if architecture.position(name) == position]
+        return [
+            name
+            for name in self.checkpoints[first].tensors
+            if architecture.position(name) == position and self.module_of.get(name, part.module) == part.module
+        ]
 
     def outside(self, name: str, part: _Part) -> Job:
         places = [(source.model, name) for source in part.inputs]

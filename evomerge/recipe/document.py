@@ -6,60 +6,25 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import RecipeError
-from evomerge.recipe.values import Hole, Number, Value
-
-DType = Literal["float32", "float16", "bfloat16"]
-
-
-class ModelEntry(Strict):
-    """One model of a merge over whole models."""
-
-    model: str
-    parameters: dict[str, Value] = Field(default_factory=dict)
+from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice
+from evomerge.recipe.tokens import TokenizerSection
+from evomerge.recipe.values import Hole, Number
 
 
-class LayerSource(Strict):
-    """A range of one model's layers, `layer_range` from its first number up to, not including, its second."""
-
-    model: str
-    layer_range: tuple[int, int]
-    parameters: dict[str, Value] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LayerSource:
-        first, end = self.layer_range
-        if not 0 <= first < end:
-            raise ValueError(f"layer_range is [{first}, {end}]; it goes from 0 or more to a higher number")
-        return self
+def _dtype(raw: Any) -> Any:
+    return raw.removeprefix("torch.") if isinstance(raw, str) else raw
 
 
-class Slice(Strict):
-    """Layers of the result: the merge of its sources' layers, which are equally many."""
-
-    sources: tuple[LayerSource, ...] = Field(min_length=1)
-    base_model: str | None = None
-    parameters: dict[str, Value] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _equal_lengths(self) -> Slice:
-        lengths = [source.layer_range[1] - source.layer_range[0] for source in self.sources]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"its sources have {lengths} layers; give each equally many")
-        return self
-
-    @property
-    def num_layers(self) -> int:
-        """The number of layers of the result that this slice makes."""
-        first, end = self.sources[0].layer_range
-        return end - first
+DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dtype)]
+"""What tensors are stored in; ``torch.bfloat16`` is ``bfloat16`` too."""
 
 
 class TaskEntry(Strict):
@@ -96,25 +61,32 @@ class Recipe(Strict):
         merge_method: a name from the table of methods.
         base_model: the common ancestor, or slerp's first end; gives the config and the tokenizer.
         models: the models of a merge over all their layers; or
-        slices: the layers of the result from the first to the last.
+        slices: the layers of the result from the first to the last; or
+        modules: parts of the model, each with one of the two.
         parameters: values for all models, where they do not have their own.
         dtype: what the result is stored in; the base's own where unset.
         out_dtype: what the result is stored in, ahead of `dtype` (in which mergekit also computes).
-        tokenizer_source: which model's tokenizer the result takes: ``base`` or one of the models.
-        chat_template: Jinja text for the result's tokenizer; ``auto`` keeps the tokenizer's own.
+        tokenizer_source: the vocabulary of the result: ``base``, ``union`` or a model; short for `tokenizer`.
+        tokenizer: the vocabulary of the result, and where its tokens' embeddings come from.
+        chat_template: Jinja text for the result's tokenizer, or the name of a known one; ``auto`` takes the one
+            that most of the models have. Without it, the tokenizer keeps its own.
+        name: what people call the recipe; without effect.
         tasks: what candidates are scored on.
         search: how the holes are searched.
     """
 
     merge_method: str
-    base_model: str | None = None
+    base_model: ModelName | None = None
     models: tuple[ModelEntry, ...] | None = Field(default=None, min_length=1)
     slices: tuple[Slice, ...] | None = Field(default=None, min_length=1)
-    parameters: dict[str, Value] = Field(default_factory=dict)
+    modules: dict[str, Module] | None = Field(default=None, min_length=1)
+    parameters: Section = Field(default_factory=dict)
     dtype: DType | None = None
     out_dtype: DType | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: ModelName | None = None
+    tokenizer: TokenizerSection | None = None
     chat_template: str | None = None
+    name: str | None = None
     tasks: tuple[TaskEntry, ...] = ()
     search: SearchSettings | None = None
 
@@ -122,9 +94,13 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _one_form(self) -> Recipe:
-        if (self.models is None) == (self.slices is None):
-            found = "neither" if self.models is None else "both"
-            raise ValueError(f'a recipe has exactly one of "models" and "slices", found {found}')
+        forms = {"models": self.models, "slices": self.slices, "modules": self.modules}
+        given = [name for name, form in forms.items() if form is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f'a recipe has exactly one of "models", "slices" and "modules", found {found}')
+        if self.tokenizer_source is not None and self.tokenizer is not None:
+            raise ValueError('tokenizer_source is short for "tokenizer: {source: ...}"; a recipe has one of the two')
         return self
 
     @classmethod
@@ -155,22 +131,30 @@ class Recipe(Strict):
         """Returns a fault's line, with the file and line where `location` lies."""
         return (self._source or Source("recipe", {}, {})).fault(location, message)
 
+    def modules_by_place(self) -> dict[Location, Module]:
+        """Returns every module with its place; a recipe of models or slices is one module, at ``()``."""
+        if self.modules is not None:
+            return {("modules", name): module for name, module in self.modules.items()}
+        return {(): Module(models=self.models, slices=self.slices)}
+
+    def vocabulary(self) -> TokenizerSection | None:
+        """Returns what the recipe says of the result's vocabulary, in either form; None where it says nothing."""
+        if self.tokenizer_source is not None:
+            return TokenizerSection(source=self.tokenizer_source)
+        return self.tokenizer
+
     def references(self) -> tuple[str, ...]:
-        """Returns every model that the recipe names, once: in the recipe's order, bases last."""
-        named = [entry.model for entry in self.models or ()]
-        named += [source.model for part in self.slices or () for source in part.sources]
-        named += [part.base_model for part in self.slices or () if part.base_model]
-        named += [self.base_model] if self.base_model else []
-        return tuple(dict.fromkeys(named))
+        """Returns every model that the recipe merges, once: in the recipe's order, bases last."""
+        modules = self.modules_by_place().values()
+        bases = [part.base_model for module in modules for part in module.slices or () if part.base_model]
+        return tuple(dict.fromkeys([*self.parents(), *bases, *([self.base_model] if self.base_model else [])]))
 
     def parents(self) -> tuple[str, ...]:
         """Returns the models that are merged, once each: those listed, a base only where it is listed too.
 
         slerp and its like list one end as the base alone: it is a parent all the same, see `build`.
         """
-        listed = [entry.model for entry in self.models or ()]
-        listed += [source.model for part in self.slices or () for source in part.sources]
-        return tuple(dict.fromkeys(listed))
+        return tuple(dict.fromkeys(name for module in self.modules_by_place().values() for name in module.listed()))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.as_data() == other.as_data()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeGuard
 
-from pydantic import Discriminator, PlainValidator, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, PlainValidator, Tag, model_validator
 
 from evomerge.document import Strict
 
@@ -49,6 +50,8 @@ class Hole(Strict):
 
 def _kind(raw: Any) -> str:
     """Returns which form of a value `raw` takes, so that only this form's faults are told."""
+    if isinstance(raw, Filtered) or (isinstance(raw, dict) and "value" in raw):
+        return "choice"
     if isinstance(raw, Hole | dict):
         return "hole"
     if isinstance(raw, list | tuple):
@@ -59,7 +62,10 @@ def _kind(raw: Any) -> str:
 
 
 def _number(raw: Any) -> Number:
-    """Returns `raw` where it is a finite number, true or false; nothing is converted from text."""
+    """Returns `raw` where it is a finite number, true or false; or text that says a number, as in ``"0.5"``."""
+    if isinstance(raw, str):
+        with contextlib.suppress(ValueError):
+            return _number(float(raw))
     if isinstance(raw, bool | int) or (isinstance(raw, float) and math.isfinite(raw)):
         return raw
     raise ValueError(f"expected a number, true, false, a list of them or {{search: [low, high]}}, found {raw!r}")
@@ -93,11 +99,16 @@ class Filtered(Strict):
         return self.filter in (None, "*") or str(self.filter) in name
 
 
+def _rules(raw: Any) -> Any:
+    """Returns a list of rules; mergekit reads a single one without the list too."""
+    return [raw] if isinstance(raw, Filtered | dict) else raw
+
+
 Value = Annotated[
     Annotated[Scalar, Tag("number")]
     | Annotated[Hole, Tag("hole")]
     | Annotated[tuple[Point, ...], Tag("gradient")]
-    | Annotated[tuple[Filtered, ...], Tag("choice")],
+    | Annotated[Annotated[tuple[Filtered, ...], BeforeValidator(_rules)], Tag("choice")],
     Discriminator(_kind),
 ]
 
@@ -110,6 +121,8 @@ def is_choice(value: Any) -> TypeGuard[tuple[Filtered, ...]]:
 def gradient(points: Sequence[Number], t: float) -> Number:
     """Returns the value at depth `t` of a gradient, by linear interpolation between its points.
 
+    Of true and false, which have nothing between them, it is the point at or before `t`.
+
     Args:
         points: at least one value; the first lies at t = 0, the last at t = 1.
         t: relative depth in [0, 1].
@@ -120,12 +133,14 @@ def gradient(points: Sequence[Number], t: float) -> Number:
     if abs(place - nearest) < 1e-9:
         return points[nearest]
     below = math.floor(place)
+    if any(isinstance(point, bool) for point in points):
+        return points[below]
     part = place - below
     return points[below] * (1 - part) + points[below + 1] * part
 
 
 def resolve(value: Value, name: str, t: float) -> Number | None:
-    """Returns what `value` is for one tensor, or None where none of its filters matches.
+    """Returns what `value` is for one tensor, or None where it says nothing: no filter matches, or it is empty.
 
     Args:
         value: a value without holes.
@@ -143,5 +158,7 @@ def resolve(value: Value, name: str, t: float) -> Number | None:
     if isinstance(value, Hole):
         raise TypeError("a hole has no value; fill the recipe first")
     if isinstance(value, tuple):
-        return gradient([point for point in value if not isinstance(point, Hole | Filtered)], t)
+        if any(isinstance(point, Hole) for point in value):
+            raise TypeError("a hole has no value; fill the recipe first")
+        return gradient([point for point in value if not isinstance(point, Hole | Filtered)], t) if value else None
     return value

@@ -193,9 +193,7 @@ def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> SearchSpace
 
 def _depth_at(recipe: Recipe, location: Location, depth: int) -> int | None:
     """Returns how many layers the value at `location` spreads over; None where its slices differ."""
-    if recipe.slices is None:
-        return depth
-    if location[0] == "slices" and isinstance(location[1], int):
-        return recipe.slices[location[1]].num_layers
-    lengths = {part.num_layers for part in recipe.slices}
-    return lengths.pop() if len(lengths) == 1 else None
+    modules = recipe.modules_by_place()
+    inside = [place for place in modules if location[: len(place)] == place] or list(modules)
+    found = {modules[place].depth_at(location[len(place) :], depth) for place in inside}
+    return found.pop() if len(found) == 1 else None

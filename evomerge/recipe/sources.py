@@ -1,0 +1,150 @@
+"""What a recipe merges: models, slices of layers, modules; and how it names a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from evomerge.document import Strict, suggestion
+from evomerge.recipe.values import Value
+
+_PATH_KEYS = ("path", "revision")
+_MODEL_KEYS = ("model", "lora", "override_architecture")
+
+
+def _path(raw: Any) -> str:
+    """Returns ``path[@revision]`` for a path as text or as ``{path, revision}``."""
+    if isinstance(raw, str):
+        return raw
+    if not isinstance(raw, dict) or not isinstance(raw.get("path"), str):
+        raise ValueError(f'expected a folder or a Hub id, or a mapping with "path", found {raw!r}')
+    _check_keys(raw, _PATH_KEYS)
+    revision = raw.get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise ValueError(f"revision is {revision!r}; expected text: put it in quotes")
+    return f"{raw['path']}@{revision}" if revision else raw["path"]
+
+
+def _model_name(raw: Any) -> Any:
+    """Returns a model as text, where it is given as a mapping of its parts, as mergekit writes some."""
+    if not isinstance(raw, dict):
+        return raw
+    if "path" in raw:
+        return _path(raw)
+    if "model" not in raw:
+        raise ValueError(f'expected "model" or "path" in it, found {", ".join(map(str, raw)) or "nothing"}')
+    # override_architecture picks mergekit's list of tensors; here the tensors' own names say all.
+    _check_keys(raw, _MODEL_KEYS)
+    adapter = raw.get("lora")
+    return _path(raw["model"]) + (f"+{_path(adapter)}" if adapter is not None else "")
+
+
+def _check_keys(raw: dict[str, Any], known: tuple[str, ...]) -> None:
+    for key in raw:
+        if key not in known:
+            raise ValueError(f'unknown key "{key}"{suggestion(str(key), known)}')
+
+
+ModelName = Annotated[str, BeforeValidator(_model_name)]
+"""A model as recipes name it: ``path[@revision][+adapter[@revision]]``; a mapping of these parts becomes that text."""
+
+
+def _section(raw: Any) -> Any:
+    return {} if raw is None else raw
+
+
+Section = Annotated[dict[str, Value], BeforeValidator(_section)]
+"""Parameters by name; ``parameters:`` with nothing behind it is an empty one."""
+
+
+class ModelEntry(Strict):
+    """One model of a merge over whole models."""
+
+    model: ModelName
+    parameters: Section = Field(default_factory=dict)
+
+
+class LayerSource(Strict):
+    """A range of one model's layers, `layer_range` from its first number up to, not including, its second."""
+
+    model: ModelName
+    layer_range: tuple[int, int]
+    parameters: Section = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LayerSource:
+        first, end = self.layer_range
+        if not 0 <= first < end:
+            raise ValueError(f"layer_range is [{first}, {end}]; it goes from 0 or more to a higher number")
+        return self
+
+
+class Slice(Strict):
+    """Layers of the result: the merge of its sources' layers, which are equally many.
+
+    Attributes:
+        sources: the layers that are merged.
+        base_model: takes the place of the recipe's.
+        parameters: values for all sources, where they do not have their own.
+        residual_weight: read and without effect, as in mergekit.
+    """
+
+    sources: tuple[LayerSource, ...] = Field(min_length=1)
+    base_model: ModelName | None = None
+    parameters: Section = Field(default_factory=dict)
+    residual_weight: float | None = None
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Slice:
+        lengths = [source.layer_range[1] - source.layer_range[0] for source in self.sources]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"its sources have {lengths} layers; give each equally many")
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers of the result that this slice makes."""
+        first, end = self.sources[0].layer_range
+        return end - first
+
+
+class Module(Strict):
+    """A part of a model that is merged in its own way, such as its text decoder; or, as the only one, all of it.
+
+    Attributes:
+        models: the models of a merge over all layers; or
+        slices: the layers of the result from the first to the last.
+        parameters: values for all of it, where models and slices do not have their own.
+    """
+
+    models: tuple[ModelEntry, ...] | None = Field(default=None, min_length=1)
+    slices: tuple[Slice, ...] | None = Field(default=None, min_length=1)
+    parameters: Section = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Module:
+        if (self.models is None) == (self.slices is None):
+            found = "neither" if self.models is None else "both"
+            raise ValueError(f'a module has exactly one of "models" and "slices", found {found}')
+        return self
+
+    def listed(self) -> tuple[str, ...]:
+        """Returns every model that is merged here, in order, as often as it is listed."""
+        if self.models is not None:
+            return tuple(entry.model for entry in self.models)
+        return tuple(source.model for part in self.slices or () for source in part.sources)
+
+    def depth_at(self, place: tuple[str | int, ...], depth: int) -> int | None:
+        """Returns how many layers a value at `place` in this module spreads over; None where its slices differ.
+
+        Args:
+            place: keys and indices, from the module on.
+            depth: the layers of the models where they are merged whole.
+        """
+        if self.slices is None:
+            return depth
+        if place[:1] == ("slices",) and isinstance(place[1], int):
+            return self.slices[place[1]].num_layers
+        lengths = {part.num_layers for part in self.slices}
+        return lengths.pop() if len(lengths) == 1 else None
