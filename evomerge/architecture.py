@@ -26,7 +26,7 @@ _AFTER = re.compile(r".*head.*|output.*|.*unembed.*|embed_out|score|classifier|c
 _EMBEDDING = re.compile(r"emb|wte|\btok")
 # The last module of a head that may repeat the embedding; "decoder" is BERT's and its kin's.
 _TIED_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|output_layer|head|decoder)\.weight")
-_OTHER_MODALITY = re.compile(r"vis|image|audio|speech|video|encoder")
+_OTHER_MODALITY = re.compile(r"vis|image|audio|speech|video|encoder|project|connector|multi_modal")
 
 # A layer's number; no name has a longer one in earnest.
 _NUMBER = re.compile(r"[0-9]{1,6}")
@@ -179,6 +179,78 @@ class Architecture:
                     part[key] = len(layers)
                 elif isinstance(value, list) and not _NOT_PER_LAYER.fullmatch(key):
                     part[key] = _followed(key, value, layers, self.num_layers)
+        text = _parts(result)[-1]
+        if not any(key in text for key in _DEPTHS):
+            text["num_hidden_layers"] = len(layers)
+        return result
+
+
+@dataclass(frozen=True)
+class LanguagePart:
+    """The language model inside a model of several modalities; or a language model, which is all of itself.
+
+    Attributes:
+        config: its own config.
+        names: its tensors' names.
+    """
+
+    config: Mapping[str, Any]
+    names: frozenset[str]
+    _path: str
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], names: Iterable[str]) -> LanguagePart:
+        """The language part that a config and the names of the tensors tell.
+
+        Args:
+            config: a transformers config.json.
+            names: all tensors' names.
+
+        Raises:
+            ArchitectureError: as `Architecture.of`.
+        """
+        names = tuple(names)
+        architecture = Architecture.of(config, names)
+        text = {key: value for key, value in _parts(config)[-1].items() if not _is_modality(key, value)}
+        # The parts tie as the whole does, which alone may say so.
+        text["tie_word_embeddings"] = _ties(config)
+        path = architecture.stack.rpartition(".")[0].rpartition(".")[0]
+        path = f"{path}." if path else ""
+        if len(_parts(config)) == 1 and not any(_is_modality(*item) for item in config.items()):
+            return cls(text, frozenset(names), path)
+
+        def inside(name: str) -> bool:
+            if architecture.layer_of(name) is not None or not name.startswith(path):
+                return architecture.position(name) != "before"
+            return not _OTHER_MODALITY.search(_beside(name, architecture.stack))
+
+        return cls(text, frozenset(filter(inside, names)), path)
+
+    def renamed(self, name: str, other: LanguagePart) -> str:
+        """The name that one of the tensors has in `other`.
+
+        Args:
+            name: one of `names`.
+            other: the language part of another model.
+        """
+        if name.startswith(self._path):
+            return other._path + name.removeprefix(self._path)
+        # The head has a path of its own, and may lie beside the whole language model.
+        beside = (own for own in other.names if not own.startswith(other._path))
+        return next((own for own in beside if f".{own}".endswith(f".{name}") or name.endswith(f".{own}")), name)
+
+    def within(self, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+        """The config of the whole model with its language part's changed.
+
+        Args:
+            config: the whole model's; it is not changed.
+            changed: what the language part's config is to be.
+        """
+        result = copy.deepcopy(dict(config))
+        text = _parts(result)[-1]
+        for key in self.config.keys() - changed.keys():
+            text.pop(key, None)
+        text |= {key: value for key, value in changed.items() if key not in self.config or self.config[key] != value}
         return result
 
 
@@ -241,9 +313,14 @@ def differences(first: Tensors, other: Tensors, *, most: int = 5) -> list[str]:
     return found
 
 
+def _is_modality(key: str, value: object) -> bool:
+    """Whether an entry of a config describes a model of images or sounds."""
+    return isinstance(value, Mapping) and key.endswith("_config") and bool(_OTHER_MODALITY.search(key))
+
+
 def _parts(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The config and those inside it that describe the language model, outermost first."""
-    parts = [config] if isinstance(config, dict) else [dict(config)]
+    parts: list[Any] = [config if isinstance(config, dict) else dict(config)]
     for part in parts:  # Grows while it is read: thinker_config holds a text_config.
         parts += [part[key] for key in _TEXT_CONFIGS if isinstance(part.get(key), dict)]
     return parts
@@ -256,7 +333,21 @@ def _depth(config: Mapping[str, Any]) -> int:
         for key in _DEPTHS:
             if isinstance(part.get(key), int):
                 return int(part[key])
-    return 0
+    return int(getattr(_parsed(config), "num_hidden_layers", 0) or 0)
+
+
+def _parsed(config: Mapping[str, Any]) -> Any:
+    """The language model's config with the values that it leaves out, as they are its class's default; or None."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return None
+    plain = {key: value for key, value in config.items() if key != "auto_map"}
+    try:
+        return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(plain)).get_text_config()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArchitectureError(f'config.json is no config of a "{kind}" for transformers: {error}') from None
 
 
 def _stacks(names: Iterable[str]) -> dict[str, set[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evomerge.build.component import language_parts
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import Recipe
@@ -10,10 +11,12 @@ from evomerge.recipe import Recipe
 def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     """Returns every model that the recipe names, opened, by its name there; no weights are loaded.
 
-    They are opened once and serve every candidate of a search.
+    They are opened once and serve every candidate of a search. Where the recipe merges a component, each is seen
+    through it, and what the larger model has besides is one more.
 
     Raises:
         RecipeError: with a line for every model that cannot be opened.
+        ArchitectureError: a model has no such component.
     """
     opened: dict[str, Checkpoint] = {}
     faults: list[str] = []
@@ -24,4 +27,4 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
             faults += str(fault).splitlines()
     if faults:
         raise RecipeError(faults)
-    return opened
+    return language_parts(recipe, opened) if recipe.component else opened

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.architecture import Architecture, differences
+from evomerge.build.component import completed
 from evomerge.build.modules import owners
 from evomerge.build.parameters import Levels, parameter_faults, resolved
 from evomerge.build.plan import DTYPES, Job, Plan
@@ -104,13 +105,12 @@ def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
         ArchitectureError: a model's layers cannot be found.
     """
     chosen = checked_method(recipe)
-    donor_name = recipe.base_model or recipe.references()[0]
-    donor = checkpoints[donor_name]
+    donor = checkpoints[_donor(recipe)]
     tokenizer_donor = _tokenizer_donor(recipe, checkpoints, donor)
     architectures = {
         name: Architecture.of(checkpoints[name].config, checkpoints[name].tensors) for name in recipe.references()
     }
-    architecture = architectures[donor_name]
+    architecture = architectures[_donor(recipe)]
     module_of, main = owners(recipe, donor.tensors, lambda name: architecture.layer_of(name) is not None)
     _refuse_strangers(recipe, checkpoints)
     depth = architectures[recipe.modules_by_place()[main].listed()[0]].num_layers
@@ -126,7 +126,13 @@ def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
     if dtype:
         # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
         config = {**{k: v for k, v in config.items() if k != "torch_dtype"}, "dtype": dtype}
-    return Plan(recipe, chosen, checkpoints, donor, tokenizer_donor, config, jobs)
+    made = Plan(recipe, chosen, checkpoints, donor, tokenizer_donor, config, jobs)
+    return completed(made) if recipe.component else made
+
+
+def _donor(recipe: Recipe) -> str:
+    """Returns the model that gives the config: the larger one, where one component of it is merged."""
+    return recipe.component.language_of if recipe.component else recipe.base_model or recipe.references()[0]
 
 
 def _parts(recipe: Recipe, chosen: MergeMethod, depth: int) -> list[_Part]:
@@ -199,6 +205,8 @@ def _refuse_strangers(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> 
     if not whole:
         return
     named = {recipe.base_model: ("base_model",), **whole} if recipe.base_model else whole
+    if recipe.component:
+        named = {recipe.component.language_of: ("component", "language_of"), **named}
     first, *others = named
     faults = []
     for other in others:
@@ -250,7 +258,7 @@ class _Planner:
             parts: of all modules.
             main: the module with the layers.
         """
-        tied = self.architectures[self.recipe.base_model or self.recipe.references()[0]].tied
+        tied = self.architectures[_donor(self.recipe)].tied
         stack = [part for part in parts if part.module == main]
         beside = [part for part in parts if part.module != main]
         jobs = []

@@ -89,7 +89,8 @@ class Evaluator:
             TaskError: the data or an item is at fault.
         """
         if split not in self._encoded:
-            limit = getattr(self._live.model.config, "max_position_embeddings", None)
+            config: Any = self._live.model.config
+            limit = getattr(config.get_text_config(), "max_position_embeddings", None)
             self._encoded[split] = [encode(task, task.items(split), self._tokenizer, limit) for task in self.tasks]
 
     def score(self, plan: Plan, split: Split, progress: Callable[[str], None] = lambda _: None) -> Score:

@@ -27,6 +27,16 @@ DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dt
 """What tensors are stored in; ``torch.bfloat16`` is ``bfloat16`` too."""
 
 
+class Component(Strict):
+    """The one part of a larger model that is merged; its other parts are kept as they are.
+
+    Attributes:
+        language_of: a model of text and images, whose language model is merged; the result is one like it.
+    """
+
+    language_of: ModelName
+
+
 class TaskEntry(Strict):
     """A task that candidates are scored on, and its share in the objective."""
 
@@ -63,6 +73,7 @@ class Recipe(Strict):
         models: the models of a merge over all their layers; or
         slices: the layers of the result from the first to the last; or
         modules: parts of the model, each with one of the two.
+        component: the part of a larger model that is merged, where it is not the whole.
         parameters: values for all models, where they do not have their own.
         dtype: what the result is stored in; the base's own where unset.
         out_dtype: what the result is stored in, ahead of `dtype` (in which mergekit also computes).
@@ -80,6 +91,7 @@ class Recipe(Strict):
     models: tuple[ModelEntry, ...] | None = Field(default=None, min_length=1)
     slices: tuple[Slice, ...] | None = Field(default=None, min_length=1)
     modules: dict[str, Module] | None = Field(default=None, min_length=1)
+    component: Component | None = None
     parameters: Section = Field(default_factory=dict)
     dtype: DType | None = None
     out_dtype: DType | None = None
@@ -147,7 +159,8 @@ class Recipe(Strict):
         """Returns every model that the recipe merges, once: in the recipe's order, bases last."""
         modules = self.modules_by_place().values()
         bases = [part.base_model for module in modules for part in module.slices or () if part.base_model]
-        return tuple(dict.fromkeys([*self.parents(), *bases, *([self.base_model] if self.base_model else [])]))
+        whole = self.component.language_of if self.component else None
+        return tuple(dict.fromkeys([*self.parents(), *bases, *filter(None, (self.base_model, whole))]))
 
     def parents(self) -> tuple[str, ...]:
         """Returns the models that are merged, once each: those listed, a base only where it is listed too.

@@ -62,7 +62,7 @@ class Preparation:
 
     def _alike(self, data: dict[str, Any]) -> Recipe:
         own = self.recipe.as_data()
-        same = {key: own[key] for key in ("dtype", "out_dtype", "chat_template") if key in own}
+        same = {key: own[key] for key in ("component", "dtype", "out_dtype", "chat_template") if key in own}
         return Recipe.model_validate({**data, **same})
 
     @property
