@@ -62,8 +62,7 @@ class Mergekit:
 
     def __init__(self, python: str, log: Path, adapters: Path) -> None:
         self.log, self.adapters = log, adapters
-        # With no base_model, mergekit's choice of one follows the hash seed.
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         # evomerge's own packages are none of mergekit's.
         environment.pop("PYTHONPATH", None)
         with log.open("w") as errors:
