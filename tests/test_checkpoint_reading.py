@@ -268,7 +268,7 @@ def test_a_local_folder_wins_over_a_hub_id(model: Path, tmp_path: Path, monkeypa
         ("org/name/more", "no such folder"),
         ("org/nowhere", "hf download org/nowhere"),
         ("org/nowhere@v1", "org/nowhere@v1"),
-        ("org/name+org/lora", "adapters are not supported yet"),
+        ("org/name+org/lora", "a model with an adapter"),
     ],
 )
 def test_references_to_nothing(text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.build.component import language_parts
-from evomerge.checkpoint import Checkpoint
+from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import Recipe
 
@@ -22,7 +22,7 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     faults: list[str] = []
     for reference in recipe.references():
         try:
-            opened[reference] = Checkpoint.open(reference)
+            opened[reference] = open_checkpoint(reference)
         except CheckpointError as fault:
             faults += str(fault).splitlines()
     if faults:

@@ -4,9 +4,27 @@
 safetensors files are read: a pickle runs code when it is opened.
 """
 
+from evomerge.checkpoint.adapter import AdaptedCheckpoint
 from evomerge.checkpoint.header import TensorInfo
+from evomerge.checkpoint.hub import Reference, adapter_folder
 from evomerge.checkpoint.reading import Checkpoint
 from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
 
-__all__ = ["Checkpoint", "CheckpointView", "CheckpointWriter", "TensorInfo"]
+__all__ = ["AdaptedCheckpoint", "Checkpoint", "CheckpointView", "CheckpointWriter", "TensorInfo", "open_checkpoint"]
+
+
+def open_checkpoint(text: str) -> Checkpoint:
+    """The model that a reference names, with its adapter where it has one, checked but not loaded.
+
+    Args:
+        text: ``path[@revision][+adapter[@revision]]``.
+
+    Raises:
+        CheckpointError: one of the two cannot be found or is at fault, or they do not fit together.
+    """
+    reference = Reference.parse(text)
+    if reference.adapter_text is None:
+        return Checkpoint.open(text)
+    folder = adapter_folder(reference.adapter_text, text)
+    return AdaptedCheckpoint(Checkpoint.open(reference.model_text), text, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,16 @@ class Reference:
     revision: str | None = None
     adapter: str | None = None
     adapter_revision: str | None = None
+
+    @property
+    def model_text(self) -> str:
+        """The model alone, as it is written."""
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
+    @property
+    def adapter_text(self) -> str | None:
+        """The adapter alone, as it is written; None where there is none."""
+        return f"{self.adapter}@{self.adapter_revision}" if self.adapter_revision else self.adapter
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -118,21 +129,45 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def folder_of(text: str) -> Path:
-    """The folder of a reference, downloaded where it is not on this machine.
+    """The folder of a model, downloaded where it is not on this machine.
 
     Args:
         text: ``path``, ``org/name`` or ``org/name@revision``; an existing folder wins over a Hub id.
 
     Raises:
-        CheckpointError: no such folder and no such model on the Hub, the Hub cannot be reached, or the
-            reference names an adapter.
+        CheckpointError: no such folder and no such model on the Hub, or the Hub cannot be reached.
     """
-    reference = Reference.parse(text)
+    return _folder(text, text, _weights)
+
+
+def tokenizer_folder(text: str) -> Path:
+    """As `folder_of`, without the weights: the config, the tokenizer and the like."""
+    return _folder(text, text, lambda _: [])
+
+
+def adapter_folder(path: str, text: str) -> Path:
+    """As `folder_of`, for an adapter.
+
+    Args:
+        path: ``path``, ``org/name`` or ``org/name@revision``.
+        text: the whole reference, for messages.
+
+    Raises:
+        CheckpointError: as `folder_of`.
+    """
+    return _folder(path, text, lambda _: ["adapter_model.safetensors"])
+
+
+def _weights(folder: Path) -> list[str]:
+    index = folder / INDEX
+    return [WEIGHTS, *(shard_names(index) if index.is_file() else ())]
+
+
+def _folder(path: str, text: str, weights: Callable[[Path], list[str]]) -> Path:
+    """A local folder as it is, or the snapshot of a repository; `weights` names the large files to get."""
+    reference = Reference.parse(path)
     if reference.adapter is not None:
-        raise CheckpointError(
-            f"{text}: adapters are not supported yet; merge {reference.adapter} into {reference.model} first "
-            "(peft: merge_and_unload, then save_pretrained) and name that folder"
-        )
+        raise CheckpointError(f"{text}: names a model with an adapter, where only one of them is expected")
     folder = Path(reference.model).expanduser()
     if folder.is_dir():
         if reference.revision is not None:
@@ -141,21 +176,21 @@ def folder_of(text: str) -> Path:
             )
         return folder
     if folder.exists():
-        raise CheckpointError(f"{text}: is a file; expected the folder that holds it")
+        raise CheckpointError(f"{text}: {path} is a file; expected the folder that holds it")
     if not _HUB_ID.fullmatch(reference.model):
-        raise CheckpointError(f"{text}: no such folder; check the path, seen from {Path.cwd()}")
-    return _download(reference)
+        raise CheckpointError(f"{text}: no such folder; check the path {path}, seen from {Path.cwd()}")
+    return _download(reference, weights)
 
 
-def _download(reference: Reference) -> Path:
+def _download(reference: Reference, weights: Callable[[Path], list[str]]) -> Path:
     """The snapshot's folder in the Hub's cache: first what is small, then the weights that it names."""
     name, revision = reference.model, reference.revision
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL_FILES))
-        index = folder / INDEX
-        shards = shard_names(index) if index.is_file() else ()
-        # By the commit found: the branch may move between the two calls.
-        snapshot_download(name, revision=folder.name, allow_patterns=[WEIGHTS, *shards])
+        large = weights(folder)
+        if large:
+            # By the commit found: the branch may move between the two calls.
+            snapshot_download(name, revision=folder.name, allow_patterns=large)
     except CheckpointError:
         raise
     # Whatever fails in there (the Hub's errors, the HTTP client's, the disk's) is one thing to the user.

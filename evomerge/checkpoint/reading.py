@@ -178,7 +178,7 @@ class Checkpoint:
                 raise CheckpointError(f"{self.reference}: the checkpoint is closed; open it again to read")
             data = self._maps.get(path)
             if data is None:
-                data = self._maps[path] = _map(path)
+                data = self._maps[path] = map_file(path)
         stop = place.start + place.info.nbytes
         if data.numel() < stop:
             raise CheckpointError(f"{path}: shrank since it was opened; do not write to a model that is in use")
@@ -199,7 +199,7 @@ class Checkpoint:
         return digest.digest()
 
 
-def _map(path: Path) -> Tensor:
+def map_file(path: Path) -> Tensor:
     """The bytes of a file, shape ``(size,)``, uint8, as a read-only memory map."""
     try:
         with path.open("rb") as file:
@@ -221,10 +221,7 @@ def _config_of(reference: str, folder: Path) -> Path:
     if path.is_file():
         return path
     if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{reference}: is an adapter, not a model; adapters are not supported yet. Merge it into its "
-            "model first (peft: merge_and_unload, then save_pretrained) and name that folder"
-        )
+        raise CheckpointError(f"{reference}: is an adapter, not a model; name both, as MODEL+{reference}")
     raise CheckpointError(f"{folder}: no {CONFIG}; expected the folder of a transformers model")
 
 

@@ -82,7 +82,7 @@ def weights_of_another_name(folder: Path) -> None:
     (folder / "consolidated.safetensors").write_bytes(blob({}))
 
 
-@hostile("adapters are not supported yet", "merge_and_unload")
+@hostile("is an adapter", "name both, as MODEL+")
 def adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 

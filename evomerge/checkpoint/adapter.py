@@ -1,0 +1,246 @@
+"""`AdaptedCheckpoint`: a model with a LoRA adapter merged into it, tensor by tensor, as they are read.
+
+Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685; rank-stabilised scaling, https://arxiv.org/abs/2312.03732;
+DoRA, https://arxiv.org/abs/2402.09353. The files are those that PEFT saves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.checkpoint.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from evomerge.checkpoint.header import TensorInfo, read_header
+from evomerge.checkpoint.reading import Checkpoint, map_file
+from evomerge.checkpoint.view import CheckpointView
+from evomerge.errors import CheckpointError
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# Under the 32,768 elements from which torch wakes its threads: the same bits on any number of them.
+_BLOCK = 32_000
+_MOST_FAULTS = 5
+
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(\.default)?(\.weight)?"
+)
+_WHOLE = re.compile(r"(?P<module>.+?)(\.base_layer|\.modules_to_save(\.default)?)?\.(?P<part>weight|bias)")
+_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|head)\.weight")
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What an adapter does to one tensor of the model.
+
+    Attributes:
+        whole: the adapter's tensor that takes its place, or None.
+        factors: the names of A, shape (rank, in), and of B, (out, rank); None where there are none.
+        scale: the factor of B A.
+        transposed: whether the model's tensor is (in, out).
+        embedding: whether A is (rank, rows) and B is (columns, rank).
+        magnitude: DoRA's length of each row of (out, in), or None.
+    """
+
+    whole: str | None = None
+    factors: tuple[str, str] | None = None
+    scale: float = 1.0
+    transposed: bool = False
+    embedding: bool = False
+    magnitude: str | None = None
+
+
+class AdaptedCheckpoint(CheckpointView):
+    """A model with a LoRA adapter merged into it.
+
+    The sum is computed in float32 and rounded once, to the dtype of the model's own tensor. Opening reads the
+    headers alone.
+
+    Args:
+        inner: the model.
+        reference: how messages call it.
+        folder: the adapter's: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Raises:
+        CheckpointError: the adapter is of a kind that cannot be merged, or does not fit the model; a line a fault.
+    """
+
+    def __init__(self, inner: Checkpoint, reference: str, folder: Path) -> None:
+        self._path = folder / ADAPTER_WEIGHTS
+        self._settings = AdapterConfig.read(folder / ADAPTER_CONFIG, reference)
+        if not self._path.is_file():
+            raise CheckpointError(_no_weights(reference, folder))
+        self._stored = {place.info.name: place for place in read_header(self._path)}
+        self._updates, tensors, faults = _updates(
+            inner, self._settings, {name: place.info for name, place in self._stored.items()}
+        )
+        if faults:
+            more = [f"{reference}: ... and {len(faults) - _MOST_FAULTS} more like these"]
+            told = [f"{reference}: {fault}" for fault in faults[:_MOST_FAULTS]]
+            raise CheckpointError("\n".join(told + (more if len(faults) > _MOST_FAULTS else [])))
+        config = dict(inner.config)
+        if any(name not in inner.tensors for name in tensors):
+            # A head of its own, where the model repeats its embedding.
+            config["tie_word_embeddings"] = False
+        super().__init__(inner, difference="", reference=reference, config=config, tensors=tensors)
+
+    def made(self, name: str) -> Tensor:
+        """See `CheckpointView.made`."""
+        update = self._updates.get(name)
+        if update is None:
+            return self.inner.read(name)
+        stored = self.tensors[name].dtype
+        own = self.inner.read(name) if update.whole is None else self._adapter(update.whole)
+        if update.factors is None:
+            return own.to(stored)
+        a, b = (self._adapter(factor).float() for factor in update.factors)
+        if update.embedding:
+            a, b = b.T.contiguous(), a.T.contiguous()
+        magnitude = None if update.magnitude is None else self._adapter(update.magnitude).float().reshape(-1)
+        weight = own.T if update.transposed else own
+        merged = _merged(weight, a, b, update.scale, magnitude)
+        return (merged.T.contiguous() if update.transposed else merged).to(stored)
+
+    def fingerprint(self) -> str:
+        """A hex digest that changes with the model's and with any byte of the adapter."""
+        digest = hashlib.sha256(f"{self.inner.fingerprint()} {self._settings!r}".encode())
+        digest.update(map_file(self._path).numpy().data)
+        return digest.hexdigest()
+
+    def _adapter(self, name: str) -> Tensor:
+        place = self._stored[name]
+        data = map_file(self._path)[place.start : place.start + place.info.nbytes]
+        return data.clone().view(place.info.dtype).reshape(place.info.shape)
+
+
+def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None) -> Tensor:
+    """Returns ``weight + scale * b @ a``, and with DoRA's `magnitude` its rows at those lengths.
+
+    Args:
+        weight: shape (out, in), of any float dtype.
+        a: shape (rank, in), float32.
+        b: shape (out, rank), float32.
+        scale: the factor of the product.
+        magnitude: shape (out,), float32.
+
+    Returns:
+        A float32 tensor of `weight`'s shape.
+    """
+    out = torch.empty(weight.shape, dtype=torch.float32)
+    rows = max(1, _BLOCK // max(1, weight.shape[1]))
+    for start in range(0, weight.shape[0], rows):
+        here = slice(start, start + rows)
+        delta = torch.zeros(out[here].shape)
+        for rank in range(a.shape[0]):
+            # An outer product at a time: a matrix product's order of summation is the library's, and may differ
+            # with the number of threads.
+            delta.addcmul_(b[here, rank, None], a[None, rank])
+        block = torch.add(weight[here].float(), delta, alpha=scale)
+        if magnitude is not None:
+            # Liu et al. 2024, equation 5; NumPy's sums are single-threaded.
+            norm = np.sqrt(np.add.reduce(np.square(block.numpy(), dtype=np.float64), axis=1))
+            block *= (magnitude[here].double() / torch.from_numpy(norm)).float()[:, None]
+        out[here] = block
+    return out
+
+
+def _updates(
+    inner: Checkpoint, settings: AdapterConfig, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, _Update], dict[str, TensorInfo], list[str]]:
+    """Returns what happens to each tensor, the tensors that there then are, and every fault."""
+    faults: list[str] = []
+    factors: dict[str, dict[str, str]] = {}
+    wholes: dict[str, str] = {}
+    for name in found:
+        plain = name.removeprefix("base_model.model.")
+        if match := _FACTOR.fullmatch(plain):
+            factors.setdefault(match["module"].removesuffix(".base_layer"), {})[match["part"]] = name
+        elif "lora_" not in plain and (match := _WHOLE.fullmatch(plain)):
+            wholes[f"{match['module']}.{match['part']}"] = name
+        else:
+            faults.append(
+                f"{name} is no tensor of a plain LoRA; merge it into its model with peft, and name the result"
+            )
+    updates: dict[str, _Update] = {}
+    tensors = dict(inner.tensors)
+    for target, name in wholes.items():
+        own = _own_name(inner, target)
+        if own is None and _HEAD.fullmatch(target):
+            own, tensors[target] = target, TensorInfo(target, found[name].dtype, found[name].shape)
+        if own is None:
+            faults.append(f"{name} takes the place of a tensor that {inner.reference} does not have")
+        elif tensors[own].shape != found[name].shape:
+            faults.append(
+                f"{name} has shape {list(found[name].shape)}, but {own} has {list(tensors[own].shape)} in"
+                f" {inner.reference}; resize the model's embeddings and save it, if the adapter comes with more tokens"
+            )
+        else:
+            updates[own] = _Update(whole=name)
+    for module, parts in factors.items():
+        made = _factored(inner, settings, found, module, parts)
+        if isinstance(made, str):
+            faults.append(made)
+            continue
+        own, update = made
+        updates[own] = replace(update, whole=wholes.get(f"{module}.weight"))
+    if not updates and not faults:
+        faults.append("the adapter has no tensors")
+    return updates, tensors, faults
+
+
+def _own_name(inner: Checkpoint, target: str) -> str | None:
+    """Returns the model's name for a tensor of the adapter's; checkpoints differ in their prefix."""
+    names = (target, target.removeprefix("model."), f"model.{target}", target.removeprefix("transformer."))
+    return next((name for name in names if name in inner.tensors), None)
+
+
+def _factored(
+    inner: Checkpoint, settings: AdapterConfig, found: Mapping[str, TensorInfo], module: str, parts: Mapping[str, str]
+) -> tuple[str, _Update] | str:
+    """Returns the tensor that a module's factors are for, and what they do to it; or what is wrong with them."""
+    embedding = any(part.startswith("lora_embedding") for part in parts)
+    first, second = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    if first not in parts or second not in parts:
+        lacking = first if first not in parts else second
+        return f"{module} has no {lacking}, only {', '.join(sorted(parts))}; is the adapter's file complete?"
+    own = _own_name(inner, f"{module}.weight")
+    if own is None:
+        return (
+            f"it adapts {module}, and {inner.reference} has no tensor {module}.weight; is it an adapter of this model?"
+        )
+    a, b, weight = found[parts[first]].shape, found[parts[second]].shape, inner.tensors[own]
+    rank = settings.rank(module)
+    if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
+        return f"{module}: A has shape {list(a)} and B {list(b)}, but its rank is {rank} in {ADAPTER_CONFIG}"
+    # PEFT sets the flag for the whole adapter, and ignores it where a module's class says otherwise.
+    straight, turned = (b[0], a[1]), (a[1], b[0])
+    transposed = not embedding and weight.shape == turned and (settings.fan_in_fan_out or turned != straight)
+    made = turned if embedding or transposed else straight
+    if not weight.dtype.is_floating_point or made != weight.shape:
+        return (
+            f"{module}: the product of its factors has shape {list(made)}, but {own} is {weight.dtype} of shape"
+            f" {list(weight.shape)} in {inner.reference}"
+        )
+    magnitude = parts.get("lora_magnitude_vector")
+    if settings.use_dora != (magnitude is not None):
+        return f"{module}: use_dora is {settings.use_dora}, but it has {'a' if magnitude else 'no'} magnitude vector"
+    if magnitude is not None and (embedding or found[magnitude].numel != b[0]):
+        return f"{module}: DoRA of an embedding, or of another size than the tensor, is not supported"
+    factors = (parts[first], parts[second])
+    return own, _Update(None, factors, settings.scale(module), transposed, embedding, magnitude)
+
+
+def _no_weights(reference: str, folder: Path) -> str:
+    if (folder / "adapter_model.bin").is_file():
+        return (
+            f"{reference}: the adapter's weights are a pickle (adapter_model.bin), which can run any code when"
+            f" opened; expected {ADAPTER_WEIGHTS}. Convert it, if you trust it: load it with peft and save it again"
+        )
+    return f"{reference}: {folder} has no {ADAPTER_WEIGHTS}; expected the folder of an adapter that PEFT saved"
