@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from evomerge.architecture import Architecture, differences
 from evomerge.build.component import completed
 from evomerge.build.modules import owners
@@ -297,7 +299,8 @@ class _Planner:
         t = offset / (part.num_layers - 1) if part.num_layers > 1 else 1.0
 
         def place(source: _Source, name: str) -> tuple[str, str]:
-            return source.model, self.architectures[source.model].renamed(name, source.first + offset)
+            # The name is the first model's, which may be deeper than this one.
+            return source.model, architecture.renamed(name, source.first + offset)
 
         return [
             self.job(
@@ -321,6 +324,7 @@ class _Planner:
     ) -> Job:
         model, own_name = inputs[0]
         like = self.checkpoints[model].tensors[own_name]
+        widest = like.dtype
         for i, (other, tensor) in enumerate([*inputs, base] if base else inputs):
             place = part.inputs[i].location if i < len(part.inputs) else part.location
             found = self.checkpoints[other].tensors.get(tensor)
@@ -329,8 +333,10 @@ class _Planner:
             elif found.shape != like.shape:
                 shapes = f"{list(found.shape)}, but {list(like.shape)} in {model}"
                 self.fault(place, f"{other}: {tensor} has shape {shapes}; merge models of one architecture")
+            else:
+                widest = torch.promote_types(widest, found.dtype)
         floating = like.dtype.is_floating_point
-        info = TensorInfo(name, self.dtype if self.dtype and floating else like.dtype, like.shape)
+        info = TensorInfo(name, (self.dtype or widest) if floating else like.dtype, like.shape)
         if not floating:
             return Job(info, tuple(inputs[:1]), None, None)
         parameters, missing = resolved(

@@ -156,6 +156,27 @@ def test_a_stack_takes_its_layers_in_order_with_the_ends_of_its_first_and_last_m
     assert made.config["num_hidden_layers"] == 6
 
 
+def test_a_deeper_model_merges_with_one_that_lacks_its_last_layers(models: dict[str, Path]):
+    sources = "{model: deep, layer_range: [4, 6], parameters: {weight: 1}}, {model: base, layer_range: [1, 3]}"
+    out = merged(f"merge_method: linear\nslices: [{{sources: [{sources}]}}]\nparameters: {{weight: 3}}\n", models)
+    deep, base = tensors(models["deep"]), tensors(models["base"])
+    name = "self_attn.q_proj.weight"
+    for layer in (0, 1):
+        mean = 0.25 * deep[f"model.layers.{layer + 4}.{name}"] + 0.75 * base[f"model.layers.{layer + 1}.{name}"]
+        torch.testing.assert_close(out[f"model.layers.{layer}.{name}"], mean)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_without_a_dtype_the_result_has_the_widest_of_its_sources(order: tuple[str, str], models: dict[str, Path]):
+    entries = ", ".join(f"{{model: {name}, parameters: {{weight: 1}}}}" for name in order)
+    made = planned(f"merge_method: linear\nmodels: [{entries}]\n", models)
+    assert {info.dtype for info in made.layout} == {torch.float32}
+    made = planned(
+        "merge_method: task_arithmetic\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1}}]\n", models
+    )
+    assert {info.dtype for info in made.layout} == {torch.float32}
+
+
 def test_two_layers_of_one_model_merge(models: dict[str, Path]):
     found = merged(
         "merge_method: linear\n"
