@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config
 
-from evomerge.architecture import Architecture, differences
+from evomerge.architecture import Architecture, config_of_stack, differences
 from evomerge.checkpoint import Checkpoint, CheckpointWriter, TensorInfo
 from evomerge.errors import ArchitectureError
 from tests.tiny import KINDS, tiny_checkpoint
@@ -87,7 +87,7 @@ def test_a_stack_is_a_model_that_transformers_loads(kind: str, tmp_path: Path) -
         places = [i for i, layer in enumerate(layers) if layer == here]
         origin |= {architecture.renamed(name, i): name for i in places} if here is not None else {name: name}
     layout = [TensorInfo(name, source.tensors[old].dtype, source.tensors[old].shape) for name, old in origin.items()]
-    config = architecture.config_of_stack(source.config, layers)
+    config = config_of_stack(source.config, [(source.config, layer) for layer in layers])
     with CheckpointWriter(tmp_path / "out", layout) as writer:
         for name, old in origin.items():
             writer.write(name, source.read(old))
@@ -325,8 +325,7 @@ def test_lists_of_layers_follow_the_stack() -> None:
         "vision_config": {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]},
     }
     before = copy.deepcopy(config)
-    architecture = Architecture.of(config, llama_names(3))
-    result = architecture.config_of_stack(config, [0, 1, 2, 1, 2])
+    result = config_of_stack(config, [(config, layer) for layer in [0, 1, 2, 1, 2]])
     assert config == before
     assert result == {
         "architectures": ["A", "B", "C"],
@@ -345,24 +344,23 @@ def test_lists_of_layers_follow_the_stack() -> None:
 
 def test_transformers_takes_the_config_of_a_stack(tmp_path: Path) -> None:
     source = Checkpoint.open(str(tiny_checkpoint(tmp_path, kind="gemma3_text", layers=6, tokenizer=False)))
-    architecture = Architecture.of(source.config, source.tensors)
     kinds = source.config["layer_types"]
     assert len(set(kinds)) == 2
-    config = architecture.config_of_stack(source.config, [5, 0])
+    config = config_of_stack(source.config, [(source.config, 5), (source.config, 0)])
     loaded = AutoConfig.for_model(**config)
     assert (loaded.num_hidden_layers, loaded.layer_types) == (2, [kinds[5], kinds[0]])
 
 
 @pytest.mark.parametrize("layers", [[0, 3], [-1]])
 def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
-    architecture = Architecture.of({"num_hidden_layers": 3}, llama_names(3))
+    config = {"num_hidden_layers": 3}
     with pytest.raises(ArchitectureError, match="the model has 3 layers; use indices from 0 to 2"):
-        architecture.config_of_stack({"num_hidden_layers": 3}, layers)
+        config_of_stack(config, [(config, layer) for layer in layers])
 
 
 def test_a_model_without_layers_has_no_stack() -> None:
     with pytest.raises(ArchitectureError, match="the model has 0 layers"):
-        Architecture.of({}, ["a.weight"]).config_of_stack({}, [])
+        config_of_stack({}, [])
 
 
 # Differences

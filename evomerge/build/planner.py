@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.architecture import Architecture, differences
+from evomerge.architecture import Architecture, config_of_stack, differences
 from evomerge.build.component import completed
 from evomerge.build.modules import owners
 from evomerge.build.parameters import Levels, parameter_faults, resolved
@@ -122,8 +122,12 @@ def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
     config = dict(donor.config)
     stacked = [part for part in parts if part.module == main and part.ranged]
     if stacked:
-        stack = [part.inputs[0].first + i for part in stacked for i in range(part.num_layers)]
-        config = architecture.config_of_stack(donor.config, stack)
+        origins = [
+            (checkpoints[part.inputs[0].model].config, part.inputs[0].first + offset)
+            for part in stacked
+            for offset in range(part.num_layers)
+        ]
+        config = config_of_stack(donor.config, origins)
     dtype = recipe.out_dtype or recipe.dtype
     if dtype:
         # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
