@@ -7,7 +7,7 @@ run the same jobs, so what was scored in memory is what is written to disk, bit 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,13 @@ from torch import Tensor
 
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import MergeError
-from evomerge.methods import MergeMethod, Parameters, noise_for
+from evomerge.methods import MergeMethod, Operands, Parameters
 from evomerge.recipe import Recipe
 
-Read = Callable[[str, str], Tensor]
-"""(model, tensor's name) to that tensor in its own dtype, on the device where the merge is computed."""
+Write = Callable[[int, Tensor], None]
+"""Takes (the first element, elements from there on: flat, in the result's dtype)."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-BLOCK = 32_000
-"""Elements of a block: a few float32 temporaries of it fit in a core's second-level cache, and it stays under the
-32,768 from which torch wakes its threads, which takes longer than the work on a block."""
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -94,54 +89,41 @@ class Plan:
         """The bytes of the result's tensors."""
         return sum(job.info.nbytes for job in self.jobs)
 
-    def merge(self, job: Job, read: Read, into: Tensor | None = None) -> Tensor:
-        """Returns the tensor that `job` describes; computed in float32, rounded to the result's dtype.
+    @property
+    def noise_bytes(self) -> int:
+        """The bytes of the random numbers that a search keeps beside the sources, common to all candidates."""
+        if not self.method.random:
+            return 0
+        return sum(2 * job.info.numel * len(job.inputs) for job in self.jobs if job.parameters is not None)
+
+    def merge(self, job: Job, operands: Operands, write: Write) -> None:
+        """Merges the tensor that `job` describes: computed in float32, rounded to the result's dtype.
 
         Args:
             job: one of the plan's.
-            read: where the sources are read.
-            into: a contiguous tensor of the job's shape to write to, in the result's dtype or a wider one; by
-                default a new one in the result's dtype.
+            operands: its sources.
+            write: takes the result, piece by piece.
 
         Raises:
             MergeError: the method cannot merge these tensors, or the result is not finite.
         """
         if job.parameters is None:
-            return _written(read(*job.inputs[0]), into)
-        tensors = [read(*place) for place in job.inputs]
-        base = read(*job.base) if job.base else None
+            for start, stop in operands.pieces():
+                write(start, operands.tensors[0].piece(start, stop))
+            return
+
+        def rounded(start: int, merged: Tensor) -> None:
+            result = merged.to(job.info.dtype)
+            if not all_finite(result):
+                dtype = str(job.info.dtype).removeprefix("torch.")
+                raise MergeError(f"the merged tensor has values that are not finite in {dtype}")
+            write(start, result)
+
         try:
-            if self.method.elementwise and tensors[0].device.type == "cpu":
-                return self._merged_in_blocks(job, tensors, base, into)
-            return _written(self._merged(job, tensors, base), into)
+            found = self.method(operands, job.parameters)
+            if isinstance(found, Tensor):
+                rounded(0, found.reshape(-1))
+            else:
+                found.run(rounded)
         except MergeError as fault:
             raise MergeError(f"{job.info.name}: {fault}") from None
-
-    def _merged(self, job: Job, tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
-        parameters = job.parameters or Parameters({}, ())
-        seed = int(parameters.shared.get("seed", 0))
-        noise = noise_for(seed, job.info.name, tensors[0].shape, tensors[0].device)
-        wide = [tensor.float() for tensor in tensors]
-        merged = self.method(wide, None if base is None else base.float(), parameters, noise).to(job.info.dtype)
-        if not all_finite(merged):
-            dtype = str(job.info.dtype).removeprefix("torch.")
-            raise MergeError(f"the merged tensor has values that are not finite in {dtype}")
-        return merged
-
-    def _merged_in_blocks(
-        self, job: Job, tensors: Sequence[Tensor], base: Tensor | None, into: Tensor | None
-    ) -> Tensor:
-        """Returns the same as `_merged`, whose float32 temporaries then never leave the processor's cache."""
-        merged = torch.empty(job.info.shape, dtype=job.info.dtype) if into is None else into
-        flat = merged.view(-1)
-        rows = [tensor.reshape(-1) for tensor in tensors]
-        base_row = None if base is None else base.reshape(-1)
-        for start in range(0, flat.numel(), BLOCK):
-            here = slice(start, start + BLOCK)
-            part = None if base_row is None else base_row[here]
-            flat[here] = self._merged(job, [row[here] for row in rows], part)
-        return merged
-
-
-def _written(tensor: Tensor, into: Tensor | None) -> Tensor:
-    return tensor if into is None else into.copy_(tensor)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Literal
 
 import psutil
 import torch
 from torch import Tensor
 
-from evomerge.build.plan import all_finite
+from evomerge.build.plan import Job, all_finite
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, EvaluationError
+from evomerge.methods import Operands, SourceTensor
 
 Place = Literal["device", "memory", "disk"]
 
@@ -64,15 +65,20 @@ class Sources:
 
     Args:
         checkpoints: every source by its name in the recipe.
-        place: ``device``, ``memory``, or ``disk``: read from the memory-mapped files each time.
+        place: ``device``, ``memory``, or ``disk``: read from the files each time.
         device: where tensors are handed out.
+        reused: whether many candidates are built from them, so that what is measured of them is kept.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], place: Place, device: torch.device) -> None:
+    def __init__(
+        self, checkpoints: Mapping[str, Checkpoint], place: Place, device: torch.device, *, reused: bool = True
+    ) -> None:
         self.place = place
+        self.device = device
         self._checkpoints = checkpoints
-        self._device = device
+        self._reused = reused
         self._kept: dict[tuple[str, str], Tensor] = {}
+        self._operands: dict[Hashable, Operands] = {}
 
     def load(self, progress: Callable[[int], None] = lambda _: None) -> None:
         """Reads every tensor once, refuses what is not finite, and keeps the rest as `place` says.
@@ -93,16 +99,33 @@ class Sources:
                         " a merge with it would be of no use; get a sound copy of the model"
                     )
                 if self.place == "device":
-                    self._kept[model, name] = tensor.to(self._device)
+                    self._kept[model, name] = tensor.to(self.device)
                 elif self.place == "memory":
                     # A copy: a view of the memory map would have the system read the disk again at its whim.
                     kept = tensor.clone()
-                    self._kept[model, name] = kept.pin_memory() if self._device.type == "cuda" else kept
+                    self._kept[model, name] = kept.pin_memory() if self.device.type == "cuda" else kept
                 progress(info.nbytes)
 
-    def read(self, model: str, name: str) -> Tensor:
-        """Returns a tensor in its own dtype, on the device; it is not to be changed."""
+    def operands(self, job: Job) -> Operands:
+        """Returns what `job` merges, with all that was measured of it for earlier candidates."""
+        key = (job.info.name, job.inputs, job.base)
+        found = self._operands.get(key)
+        if found is None:
+            base = None if job.base is None else self._tensor(*job.base)
+            kept = self._reused and self.place != "disk"
+            found = Operands([self._tensor(*place) for place in job.inputs], base, job.info.name, kept=kept)
+            if self._reused:
+                self._operands[key] = found
+        return found
+
+    def _tensor(self, model: str, name: str) -> SourceTensor:
+        checkpoint, device = self._checkpoints[model], self.device
+        shape = checkpoint.tensors[name].shape
         kept = self._kept.get((model, name))
-        if kept is None:
-            kept = self._checkpoints[model].read(name)
-        return kept.to(self._device, non_blocking=True)
+
+        def piece(start: int, stop: int) -> Tensor:
+            if kept is None:
+                return checkpoint.piece(name, start, stop).to(device)
+            return kept.view(-1)[start:stop].to(device, non_blocking=True)
+
+        return SourceTensor(shape, device, piece)

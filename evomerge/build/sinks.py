@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from evomerge.build.live import LiveModel
-from evomerge.build.plan import Plan, Read
+from evomerge.build.plan import Job, Plan
+from evomerge.build.residence import Sources
 from evomerge.build.side_files import side_files
 from evomerge.checkpoint import CheckpointWriter
 
 
-def into_model(plan: Plan, live: LiveModel, read: Read) -> None:
+def into_model(plan: Plan, live: LiveModel, sources: Sources) -> None:
     """Writes every tensor of `plan` in place into the model in memory.
 
     Args:
         plan: how the model is made.
         live: the model.
-        read: where the sources are read, see `Sources.read`.
+        sources: where the weights are read.
 
     Raises:
         MergeError: a tensor cannot be merged; the model then holds parts of two candidates: fill it again.
     """
+
+    def fill(job: Job) -> None:
+        place = live.places[job.info.name]
+        if place is not None:
+            fill_place(plan, job, sources, place)
+
+    # The largest first: none is left to one thread at the end while the others have nothing to do.
+    _each(fill, sorted(plan.jobs, key=lambda job: -job.info.nbytes), sources.device)
+
+
+def fill_place(plan: Plan, job: Job, sources: Sources, place: Tensor) -> None:
+    """Writes one tensor of `plan` in place.
+
+    Args:
+        plan: how the model is made.
+        job: the tensor.
+        sources: where the weights are read.
+        place: a tensor of the job's shape, in the result's dtype or a wider one; it need not be contiguous.
+
+    Raises:
+        MergeError: the tensor cannot be merged.
+    """
+    target = place if place.is_contiguous() else torch.empty_like(place, memory_format=torch.contiguous_format)
+    flat = target.view(-1)
+
+    def write(start: int, block: Tensor) -> None:
+        flat[start : start + len(block)].copy_(block)
+
     with torch.no_grad():
-        for job in plan.jobs:
-            place = live.places[job.info.name]
-            if place is not None:
-                plan.merge(job, read, place)
+        plan.merge(job, sources.operands(job), write)
+        if target is not place:
+            place.copy_(target)
 
 
 def into_directory(
@@ -41,7 +71,8 @@ def into_directory(
 ) -> None:
     """Writes the plan's model to `folder`: shards, index, config, tokenizer, generation config, chat template.
 
-    Tensors are streamed to their places: memory is bounded by the largest tensors in flight. The folder
+    Tensors are streamed to their places piece by piece: memory is bounded by a few pieces of every source (by a few
+    tensors with the methods that need a tensor as a whole), and never by the models. The folder
     appears under its name only when all of it is there.
 
     Args:
@@ -55,16 +86,38 @@ def into_directory(
         MergeError: a tensor cannot be merged.
         CheckpointError: a source cannot be read, or the folder not be written.
     """
+    sources = Sources(plan.checkpoints, "disk", torch.device("cpu"), reused=False)
+    with CheckpointWriter(folder, plan.layout, shard_bytes=shard_bytes, overwrite=overwrite) as out:
 
-    def read(model: str, name: str) -> torch.Tensor:
-        return plan.checkpoints[model].read(name)
+        def carry(job: Job) -> None:
+            with torch.no_grad():
+                plan.merge(job, sources.operands(job), lambda start, part: out.write_part(job.info.name, start, part))
 
-    with (
-        torch.no_grad(),
-        CheckpointWriter(folder, plan.layout, shard_bytes=shard_bytes, overwrite=overwrite) as out,
-    ):
-        for job in plan.jobs:
-            out.write(job.info.name, plan.merge(job, read))
-            progress(job.info.nbytes)
+        # Each thread reads, computes and writes a tensor of its own: while one waits for the disk another computes.
+        _each(carry, plan.jobs, sources.device, lambda job: progress(job.info.nbytes))
         files, texts = side_files(plan)
         out.commit(config=plan.config, files=files, texts=texts)
+
+
+def _each(
+    work: Callable[[Job], None],
+    jobs: Iterable[Job],
+    device: torch.device,
+    done: Callable[[Job], None] = lambda _: None,
+) -> None:
+    """Does `work` for every job, on as many threads as torch may use; calls `done` after each, on this one."""
+    if device.type != "cpu":
+        for job in jobs:
+            work(job)
+            done(job)
+        return
+    # Tensors are shared out among the threads, and not the elements of one: its sums then have the same bits
+    # however many threads there are.
+    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        begun = {pool.submit(work, job): job for job in jobs}
+        for future in as_completed(begun):
+            future.result()
+            done(begun[future])
+    finally:
+        pool.shutdown(cancel_futures=True)

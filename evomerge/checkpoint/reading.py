@@ -6,8 +6,10 @@ import ctypes
 import hashlib
 import json
 import mmap
+import os
 import threading
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -76,6 +78,7 @@ class Checkpoint:
         self.tensors = MappingProxyType({name: place.info for name, (_, place) in self._places.items()})
         self.nbytes = sum(info.nbytes for info in self.tensors.values())
         self._maps: dict[Path, Tensor] = {}
+        self._files: dict[Path, FileIO] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._fingerprint: str | None = None
@@ -134,6 +137,33 @@ class Checkpoint:
             data = data.clone()
         return data.view(info.dtype).reshape(info.shape).to(device)
 
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """Some elements of one tensor, flat, in its own dtype, in memory of their own on the CPU.
+
+        They are read from the file and not mapped: however much is read, no page of the file is held.
+
+        Args:
+            name: one of `tensors`.
+            start: the first element.
+            stop: the element past the last.
+
+        Raises:
+            CheckpointError: no such tensor, the checkpoint is closed, or its file went away.
+        """
+        try:
+            path, place = self._places[name]
+        except KeyError:
+            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._places)} others") from None
+        size = place.info.dtype.itemsize
+        data = torch.empty((stop - start) * size, dtype=torch.uint8)
+        file, read = self._file(path), 0
+        while read < len(data):
+            count = os.preadv(file.fileno(), [data.numpy().data[read:]], place.start + start * size + read)
+            if count == 0:
+                raise CheckpointError(f"{path}: shrank since it was opened; do not write to a model that is in use")
+            read += count
+        return data.view(place.info.dtype)
+
     def fingerprint(self) -> str:
         """A hex digest that changes when the weights or the config change.
 
@@ -170,6 +200,20 @@ class Checkpoint:
         with self._lock:
             self._closed = True
             self._maps.clear()
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def _file(self, path: Path) -> FileIO:
+        with self._lock:
+            if self._closed:
+                raise CheckpointError(f"{self.reference}: the checkpoint is closed; open it again to read")
+            file = self._files.get(path)
+            if file is None:
+                try:
+                    file = self._files[path] = FileIO(path)
+                except OSError as error:
+                    raise CheckpointError(f"{path}: cannot be read any more: {error}") from error
+            return file
 
     def _bytes(self, path: Path, place: Place) -> Tensor:
         """The tensor's bytes, shape ``(nbytes,)``, uint8: a view of its file's memory map."""

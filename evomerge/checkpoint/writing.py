@@ -79,7 +79,7 @@ class CheckpointWriter:
         self._overwrite = overwrite
         self._shards = _plan(layout, shard_bytes)
         self._where = {name: shard for shard in self._shards for name in shard.places}
-        self._left = set(self._where)
+        self._left = {info.name: info.numel for info in layout if info.numel}
         self._files: dict[str, FileIO] = {}
         self._folder_handle: int | None = None
         self._state = "new"
@@ -128,26 +128,57 @@ class CheckpointWriter:
             CheckpointError: the layout has no such tensor, it was written before, its dtype or shape is
                 another, or the disk is full; after the last, nothing is left behind.
         """
-        shard = self._where.get(name)
-        if shard is None:
-            raise CheckpointError(f"{self.folder}: cannot write {name!r}: the layout has no such tensor")
-        info = shard.places[name].info
+        info = self._info(name)
         if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
             raise CheckpointError(
                 f"{self.folder}: {name}: expected {info.dtype} of shape {list(info.shape)}, "
                 f"found {tensor.dtype} of shape {list(tensor.shape)}"
             )
+        self._write(info, 0, tensor)
+
+    def write_part(self, name: str, start: int, part: Tensor) -> None:
+        """Puts some elements of a tensor in their place; any order, each element once.
+
+        Args:
+            name: one of the layout's names.
+            start: the first element's index in the flattened tensor.
+            part: the elements from there on, flat, of the layout's dtype, on any device.
+
+        Raises:
+            CheckpointError: as for `write`, or the part goes past the tensor's end.
+        """
+        info = self._info(name)
+        if part.dtype != info.dtype or start + part.numel() > info.numel:
+            raise CheckpointError(
+                f"{self.folder}: {name}: expected elements {start} to {info.numel} at most, of {info.dtype}, "
+                f"found {part.numel()} of {part.dtype}"
+            )
+        self._write(info, start, part)
+
+    def _info(self, name: str) -> TensorInfo:
+        shard = self._where.get(name)
+        if shard is None:
+            raise CheckpointError(f"{self.folder}: cannot write {name!r}: the layout has no such tensor")
+        return shard.places[name].info
+
+    def _write(self, info: TensorInfo, start: int, tensor: Tensor) -> None:
+        if info.numel == 0:
+            return
+        shard = self._where[info.name]
         values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         data = values.reshape(-1).view(torch.uint8).numpy().data
         with self._lock:
             self._check_open()
-            if name not in self._left:
-                raise CheckpointError(f"{self.folder}: {name} is written twice; write each tensor once")
+            left = self._left.get(info.name, 0) - tensor.numel()
+            if info.name not in self._left or left < 0:
+                raise CheckpointError(f"{self.folder}: {info.name} is written twice; write each tensor once")
             try:
-                _write_at(self._files[shard.name], data, shard.places[name].start)
+                _write_at(self._files[shard.name], data, shard.places[info.name].start + start * info.dtype.itemsize)
             except OSError as error:
                 raise self._abandon(error) from error
-            self._left.remove(name)
+            self._left[info.name] = left
+            if left == 0:
+                del self._left[info.name]
 
     def commit(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.build import Sources, compute_device, open_models, plan, residence
+from evomerge.build import Sources, compute_device, open_models, plan
 from evomerge.errors import TaskError
 from evomerge.evaluator import Evaluator
 from evomerge.recipe import Recipe
@@ -41,8 +41,7 @@ def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: 
         recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
         made = plan(recipe, open_models(recipe))
     where = compute_device(device)
-    nbytes = sum(checkpoint.nbytes for checkpoint in made.checkpoints.values())
-    sources = Sources(made.checkpoints, residence(nbytes, made.nbytes, where), where)
+    sources = Sources(made.checkpoints, "disk", where, reused=False)
     evaluator = Evaluator(made, tasks, sources, device)
     for split in splits:
         evaluator.prepare(split)

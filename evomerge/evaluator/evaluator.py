@@ -111,7 +111,7 @@ class Evaluator:
             self._occupy(plan)
         progress("build")
         started = time.perf_counter()
-        into_model(plan, self._live, self._sources.read)
+        into_model(plan, self._live, self._sources)
         self._wait()
         built = time.perf_counter()
         items, completions = {}, {}

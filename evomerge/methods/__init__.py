@@ -13,22 +13,32 @@ from types import MappingProxyType
 from evomerge.errors import MergeError
 from evomerge.methods.linear import LINEAR
 from evomerge.methods.method import MergeMethod, Parameter, Parameters, Value
-from evomerge.methods.noise import Noise, noise_for, uniform
+from evomerge.methods.operands import PIECE, Fused, Operands, SourceTensor
 from evomerge.methods.passthrough import PASSTHROUGH
 from evomerge.methods.slerp import SLERP
-from evomerge.methods.task_arithmetic import DARE_LINEAR, DARE_TIES, TASK_ARITHMETIC, TIES
+from evomerge.methods.task_arithmetic import (
+    BREADCRUMBS,
+    BREADCRUMBS_TIES,
+    DARE_LINEAR,
+    DARE_TIES,
+    DELLA,
+    DELLA_LINEAR,
+    TASK_ARITHMETIC,
+    TIES,
+)
 
 __all__ = [
     "KNOWN_PARAMETERS",
     "METHODS",
+    "PIECE",
+    "Fused",
     "MergeMethod",
-    "Noise",
+    "Operands",
     "Parameter",
     "Parameters",
+    "SourceTensor",
     "Value",
     "method",
-    "noise_for",
-    "uniform",
 ]
 
 METHODS: Mapping[str, MergeMethod] = MappingProxyType(
@@ -41,6 +51,10 @@ METHODS: Mapping[str, MergeMethod] = MappingProxyType(
             TIES,
             DARE_LINEAR,
             DARE_TIES,
+            DELLA,
+            DELLA_LINEAR,
+            BREADCRUMBS,
+            BREADCRUMBS_TIES,
             PASSTHROUGH,
         )
     }

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-from torch import Tensor
 
 from evomerge.errors import MergeError
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.noise import Noise
+from evomerge.methods.operands import Fused, Operands, combination
 
 # Below this magnitude the weights are taken to cancel; dividing by their sum would only magnify rounding.
 _NO_WEIGHT = 1e-8
 
 
-def _linear(tensors: Sequence[Tensor], _base: Tensor | None, parameters: Parameters, _noise: Noise) -> Tensor:
+def _linear(operands: Operands, parameters: Parameters) -> Fused:
     weights = [float(own["weight"]) for own in parameters.models]
     if parameters.shared["normalize"]:
         total = math.fsum(weights)
@@ -26,11 +23,7 @@ def _linear(tensors: Sequence[Tensor], _base: Tensor | None, parameters: Paramet
             )
         weights = [weight / total for weight in weights]
     # Wortsman et al., §2: theta = sum_i w_i theta_i / sum_i w_i
-    merged = tensors[0].mul(weights[0])
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        # Not add_(alpha=...), which some processors fuse into one rounding and others do not.
-        merged.add_(tensor.mul(weight))
-    return merged
+    return Fused.uniform(combination, operands.tensors, weights)
 
 
 LINEAR = MergeMethod(
@@ -44,7 +37,6 @@ LINEAR = MergeMethod(
     base="unused",
     models=(1, None),
     merge=_linear,
-    elementwise=True,
 )
 """Weighted mean: sum of w_i X_i, divided by the sum of w_i where `normalize` is true.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.methods.noise import Noise
+from evomerge.methods.operands import Fused, Operands, SourceTensor
 
 Value = float | bool
 """What a parameter may be: a number or a flag (an int is a float to the type checker)."""
@@ -82,8 +83,9 @@ class Parameters:
     models: tuple[Mapping[str, Value], ...]
 
 
-Merge = Callable[[Sequence[Tensor], Tensor | None, Parameters, Noise], Tensor]
-"""The function of a method, which may rely on `MergeMethod` having checked its arguments."""
+Merge = Callable[[Operands, Parameters], Fused | Tensor]
+"""The function of a method: what it does to each element, or, where an element depends on others in a way that no few
+numbers sum up, the merged tensor itself, float32. It may rely on `MergeMethod` having checked its arguments."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,7 @@ class MergeMethod:
             t = 0; ``optional``: used where given; ``unused``: ignored.
         models: the fewest and the most tensors it merges, the base not counted; None is no limit.
         merge: the function; call the method itself, which checks the arguments first.
-        elementwise: whether each element of the result depends on the elements at its own place alone, so
-            that a large tensor may be merged block by block.
+        random: whether it draws random numbers.
     """
 
     name: str
@@ -110,29 +111,50 @@ class MergeMethod:
     base: Literal["required", "endpoint", "optional", "unused"]
     models: tuple[int, int | None]
     merge: Merge
-    elementwise: bool = False
+    random: bool = False
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None, parameters: Parameters, noise: Noise) -> Tensor:
-        """Returns the merge of `tensors`.
+    def __call__(self, operands: Operands, parameters: Parameters) -> Fused | Tensor:
+        """Returns the merge of `operands`, or how it is done in one pass.
 
         Args:
-            tensors: one for each model; float32, of one shape, on one device. None of them is changed.
-            base: the base's, alike; None where the method needs none. It is not changed either.
+            operands: a tensor of each model, and of the base; none of them is changed.
             parameters: the complete values; names that the method does not declare are ignored.
-            noise: gives each source's uniform numbers; only the random methods ask.
-
-        Returns:
-            A float32 tensor of the same shape and device; it may be one of the arguments.
 
         Raises:
             MergeError: the arguments are not what the method declares; the text has every fault.
         """
-        faults = [*self._tensor_faults(tensors, base), *self._value_faults(parameters, len(tensors))]
+        faults = [*self._tensor_faults(operands), *self._value_faults(parameters, len(operands.tensors))]
         if faults:
             raise MergeError("\n".join(f"{self.name}: {fault}" for fault in faults))
-        # A live model's weights may ask for gradients; a merge has none to give.
+        # A live model's weights may ask for gradients; a merge has none to give. And one thread, because sums that
+        # are shared out among threads have other bits on another machine: tensors are shared out instead.
+        with torch.no_grad(), one_thread():
+            return self.merge(operands, parameters)
+
+    def merged(self, tensors: Sequence[Tensor], base: Tensor | None, parameters: Parameters, name: str = "") -> Tensor:
+        """Returns the merge of tensors in memory.
+
+        Args:
+            tensors: one for each model; of one shape and on one device, of any floating dtype.
+            base: the base's, alike; None where the method takes none.
+            parameters: the complete values.
+            name: the name of the tensor that is built; the random methods draw by it.
+
+        Returns:
+            A float32 tensor of the same shape and device.
+
+        Raises:
+            MergeError: the arguments are not what the method declares; the text has every fault.
+        """
+        sources = [SourceTensor.of(tensor) for tensor in tensors]
+        found = self(Operands(sources, None if base is None else SourceTensor.of(base), name), parameters)
+        if isinstance(found, Tensor):
+            return found
+        result = torch.empty(tensors[0].shape, device=tensors[0].device)
+        flat = result.view(-1)
         with torch.no_grad():
-            return self.merge(tensors, base, parameters, noise)
+            found.run(lambda start, block: flat[start : start + len(block)].copy_(block))
+        return result
 
     def complete(self, shared: Mapping[str, Value], models: Sequence[Mapping[str, Value]]) -> Parameters:
         """Returns the given values with the defaults filled in.
@@ -153,23 +175,22 @@ class MergeMethod:
             raise MergeError("\n".join(f"{self.name}: {fault}" for fault in faults))
         return filled
 
-    def _tensor_faults(self, tensors: Sequence[Tensor], base: Tensor | None) -> Iterator[str]:
+    def _tensor_faults(self, operands: Operands) -> Iterator[str]:
         fewest, most = self.models
-        if len(tensors) < fewest or (most is not None and len(tensors) > most):
-            count = f"{fewest} or more" if most is None else f"{fewest} to {most}"
-            count = f"{fewest}" if fewest == most else count
+        count = len(operands.tensors)
+        if count < fewest or (most is not None and count > most):
+            wanted = f"{fewest} or more" if most is None else f"{fewest} to {most}"
+            wanted = f"{fewest}" if fewest == most else wanted
             yield (
-                f"expected the number of models besides the base to be {count}, "
-                f"found {len(tensors)}; change the recipe's list of models"
+                f"expected the number of models besides the base to be {wanted}, "
+                f"found {count}; change the recipe's list of models"
             )
-        if base is None and self.base in ("required", "endpoint"):
+        if operands.base is None and self.base in ("required", "endpoint"):
             yield "expected a base, found none; give base_model in the recipe"
-        named = [(f"model {index}", tensor) for index, tensor in enumerate(tensors)]
-        if base is not None and self.base != "unused":
-            named.append(("base", base))
+        named = [(f"model {index}", tensor) for index, tensor in enumerate(operands.tensors)]
+        if operands.base is not None and self.base != "unused":
+            named.append(("base", operands.base))
         for name, tensor in named:
-            if tensor.dtype != torch.float32:
-                yield f"{name} has dtype {tensor.dtype}; expected torch.float32, cast it first"
             if tensor.shape != named[0][1].shape:
                 yield (
                     f"{name} has shape {list(tensor.shape)}, but {named[0][0]} has "
@@ -205,3 +226,17 @@ def _places(parameters: Parameters) -> Iterator[tuple[str, Mapping[str, Value], 
     yield "", parameters.shared, False
     for index, values in enumerate(parameters.models):
         yield f"model {index}: ", values, True
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute with one thread meanwhile, where it is called from."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

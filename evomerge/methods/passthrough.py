@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.noise import Noise
+from evomerge.methods.operands import Fused, Operands, combination
 
 
-def _passthrough(tensors: Sequence[Tensor], _base: Tensor | None, parameters: Parameters, _noise: Noise) -> Tensor:
-    scale = float(parameters.models[0]["scale"])
-    return tensors[0] if scale == 1 else tensors[0].mul(scale)
+def _passthrough(operands: Operands, parameters: Parameters) -> Fused:
+    # Times one changes no number, not even the sign of a zero.
+    return Fused.uniform(combination, operands.tensors, (float(parameters.models[0]["scale"]),))
 
 
 PASSTHROUGH = MergeMethod(
@@ -23,9 +19,8 @@ PASSTHROUGH = MergeMethod(
     base="unused",
     models=(1, 1),
     merge=_passthrough,
-    elementwise=True,
 )
-"""The one tensor itself, times `scale`; where that is 1, the very argument is returned.
+"""The one tensor itself, times `scale`.
 
 Akiba et al. 2024, Merging in the data flow space (§3.2), https://arxiv.org/abs/2403.13187
 """

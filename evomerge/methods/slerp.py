@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.noise import Noise
-from evomerge.methods.reduction import inner_product
+from evomerge.methods.operands import Fused, Operands, combination
 
 # A vector this short has no direction; it is used as it is, so its cosine with anything is about zero.
 _NO_DIRECTION = 1e-8
@@ -17,27 +16,30 @@ _NO_DIRECTION = 1e-8
 _PARALLEL = 0.9995
 
 
-def _slerp(tensors: Sequence[Tensor], base: Tensor | None, parameters: Parameters, _noise: Noise) -> Tensor:
-    assert base is not None  # MergeMethod has checked it; this line is for the type checker.
-    (other,) = tensors
+def _slerp(operands: Operands, parameters: Parameters) -> Fused:
+    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+    ends = (operands.base, operands.tensors[0])
     t = float(parameters.shared["t"])
-    cosine = inner_product(base, other) / (_divisor(base) * _divisor(other))
+    products = operands.gram_with_base()
+    cosine = products[0, 1] / (_divisor(products[0, 0]) * _divisor(products[1, 1]))
     if abs(cosine) > _PARALLEL:
-        return _line(base, other, t)
+        return Fused.uniform(line, ends, (t,))
     # Shoemake: sin((1 - t) theta) / sin theta X_0 + sin(t theta) / sin theta X_1
     theta = math.acos(cosine)
-    merged = base.mul(math.sin((1 - t) * theta) / math.sin(theta))
-    return merged.add_(other.mul(math.sin(t * theta) / math.sin(theta)))
+    return Fused.uniform(
+        combination, ends, (math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta))
+    )
 
 
-def _divisor(tensor: Tensor) -> float:
+def _divisor(square: float) -> float:
     """Returns what to divide a tensor by to have its unit vector: its norm, or 1 where it has none."""
-    norm = math.sqrt(inner_product(tensor, tensor))
+    norm = math.sqrt(square)
     return 1.0 if norm <= _NO_DIRECTION else norm
 
 
-def _line(start: Tensor, end: Tensor, t: float) -> Tensor:
-    """Returns (1 - t) start + t end, going out from the nearer end so that both ends come out exactly."""
+def line(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    """The kernel of (1 - t) start + t end, going out from the nearer end so that both ends come out exactly."""
+    (start, end), (t,) = blocks, numbers
     nearer, step, part = (start, end - start, t) if t < 0.5 else (end, start - end, 1 - t)
     return step.mul_(part).add_(nearer)
 

@@ -1,22 +1,52 @@
 """Sparsifiers: which elements of a task vector the task-arithmetic family keeps.
 
-Each works in place on a delta that its caller owns, and is only asked for a density between 0 and 1, both
-ends excluded: at 1 or more nothing is dropped and at 0 or less everything, whatever the sparsifier.
+Each is only asked for a density between 0 and 1, both ends excluded: at 1 or more nothing is dropped and at 0 or less
+everything, whatever the sparsifier. What it answers is a few numbers for each span of the tensor, so that thinning is
+part of the one pass that merges; whatever is slow about the choice is measured once, see `Operands`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge.errors import MergeError
+from evomerge.methods.magnitudes import Threshold
 from evomerge.methods.method import Parameter, Value
+from evomerge.methods.noise import LEVELS, cut
+from evomerge.methods.operands import Operands, SourceTensor
 
-Drop = Callable[[Tensor, Mapping[str, Value], Callable[[], Tensor]], None]
-"""Zeroes the dropped elements of a delta, given its model's values and the way to its uniform numbers."""
+Spans = tuple[tuple[int, tuple[float, ...]], ...]
+"""(element past the last, numbers that hold up to there), ascending."""
+
+# Tables of smaller tensors take longer to keep than to make again.
+_WORTH_KEEPING = 4 * LEVELS
+# Rows are ranked in groups of about so many elements, so that memory is not bounded by the tensor.
+_RANKED_TOGETHER = 1 << 21
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """What one task vector keeps.
+
+    Attributes:
+        inputs: what is read beside the task vector.
+        spans: the numbers that `thin` takes after the task vector, by the place in the tensor.
+        thin: (elements of the task vector, blocks of `inputs`, numbers) to the elements with zeros for those that
+            are dropped; it may change the first, which is the caller's own.
+        norm: gives the sum of the magnitudes that are kept.
+    """
+
+    inputs: tuple[SourceTensor, ...]
+    spans: Spans
+    thin: Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]
+    norm: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -25,84 +55,191 @@ class Sparsifier:
 
     Attributes:
         parameters: what it takes; `density` among them.
-        drop: zeroes the other elements, in place.
+        choose: (operands, index of the model, its values, the seed) to what is kept of its task vector.
+        random: whether it draws random numbers.
     """
 
     parameters: tuple[Parameter, ...]
-    drop: Drop
+    choose: Callable[[Operands, int, Mapping[str, Value], int], Thinned]
+    random: bool = False
 
 
 DENSITY = Parameter("density", "The share of the task vector to keep.", per_model=True, default=1.0, low=0.0, high=1.0)
 """The share of elements to keep, rho; for all sparsifiers."""
 
 SEED = Parameter("seed", "Which random masks to use.", kind="int", default=0)
-"""What the uniform numbers of the random sparsifiers are drawn from, with the source and the tensor."""
+"""What the random numbers of the random sparsifiers are drawn from, with the source and the tensor."""
+
+GAMMA = Parameter(
+    "gamma", "The share of the largest elements to drop as outliers.", per_model=True, default=0.01, low=0.0, high=1.0
+)
+"""How many of the largest elements breadcrumbs drops."""
+
+EPSILON = Parameter(
+    "epsilon", "By how much an element's chance depends on its rank.", per_model=True, default=0.15, low=0.0, high=0.5
+)
+"""Half the difference between the chances of a row's smallest and largest element."""
 
 
-def all_but_largest(tensor: Tensor, count: int) -> Tensor:
-    """Returns where a tensor's magnitudes are not among its `count` largest.
+def _drop_small(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    return torch.hardshrink(delta, numbers[0])
 
-    Exactly `count` elements are not marked. Of equal magnitudes at the threshold, those with the lowest
-    flat (row-major) index count as larger. NaN counts as larger than any number.
 
-    Nothing is sorted. The bits of a float32 magnitude, read as an integer, have the order of the
-    magnitudes: a histogram of their upper half finds the bucket of the count-th largest, and one of that
-    bucket's lower half the magnitude itself. Two passes, whatever the values.
+def _drop_small_and_large(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    # Exact: where both keep an element its difference is zero, and where one does it is the element.
+    return torch.hardshrink(delta, numbers[0]).sub_(torch.hardshrink(delta, numbers[1]))
 
-    Args:
-        tensor: float32, of any shape; not changed.
-        count: how many to leave unmarked, from 1 to the number of elements.
 
-    Returns:
-        A bool tensor of the same shape and device.
+def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    # 1 where the random whole number lies below the cut, else 0: comparisons are slow on some processors.
+    return delta.mul_(torch.rsub(blocks[0], numbers[0]).clamp_(0, 1))
+
+
+def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:
+    """Returns, for each of the counts, the magnitude up to which elements are not among so many largest."""
+    thresholds = [
+        operands.magnitudes(source).threshold(count) if count else Threshold(math.inf, operands.numel)
+        for count in counts
+    ]
+    stops = sorted({operands.numel, *(threshold.position for threshold in thresholds)})
+    return tuple((stop, tuple(_dropped_up_to(threshold, stop) for threshold in thresholds)) for stop in stops)
+
+
+def _dropped_up_to(threshold: Threshold, stop: int) -> float:
+    """Returns the largest magnitude that is dropped in the span that ends at `stop`."""
+    if stop > threshold.position:
+        return threshold.magnitude
+    return float(np.nextafter(np.float32(threshold.magnitude), np.float32(-1)))
+
+
+def _norm_of(operands: Operands, source: int, thinned: Thinned) -> float:
+    """Returns the sum of the magnitudes that are kept, by looking at all of them; nothing random."""
+    total, start = 0.0, 0
+    for stop, numbers in thinned.spans:
+
+        def kept(first: int, end: int, numbers: tuple[float, ...] = numbers) -> Tensor:
+            return thinned.thin(operands.delta(source, first, end), (), numbers).abs_()
+
+        total += operands.total(kept, start, stop)
+        start = stop
+    return total
+
+
+def _by_magnitude(operands: Operands, source: int, values: Mapping[str, Value], _seed: int) -> Thinned:
+    # At least one is kept, however short the tensor.
+    count = max(1, int(values["density"] * operands.numel))
+    spans = _largest(operands, source, (count,))
+    thinned = Thinned((), spans, _drop_small, lambda: _norm_of(operands, source, thinned))
+    return thinned
+
+
+def _without_outliers(operands: Operands, source: int, values: Mapping[str, Value], _seed: int) -> Thinned:
+    kept, top = (int(values[name] * operands.numel) for name in ("density", "gamma"))
+    top = min(top, operands.numel - kept)
+    if kept == 0:
+        spans: Spans = ((operands.numel, (math.inf, math.inf)),)
+    else:
+        spans = _largest(operands, source, (kept + top, top))
+    thinned = Thinned((), spans, _drop_small_and_large, lambda: _norm_of(operands, source, thinned))
+    return thinned
+
+
+def _at_random(operands: Operands, source: int, values: Mapping[str, Value], seed: int) -> Thinned:
+    return _random(operands, source, operands.noise(seed, source), float(values["density"]), ("noise", seed))
+
+
+def _by_rank(operands: Operands, source: int, values: Mapping[str, Value], seed: int) -> Thinned:
+    density, epsilon = float(values["density"]), float(values["epsilon"])
+    if density - epsilon <= 0 or density + epsilon >= 1:
+        raise MergeError(
+            f"density is {density:g} and epsilon {epsilon:g}, so chances would go from {density - epsilon:g} to "
+            f"{density + epsilon:g}; expected both inside (0, 1), make epsilon smaller"
+        )
+    noise = operands.noise(seed, source)
+
+    def ranked(start: int, stop: int) -> Tensor:
+        return _noise_by_rank(operands, source, noise, epsilon, start, stop)
+
+    if operands.kept and operands.numel:
+        held = operands.once(("della", seed, source, epsilon), lambda: ranked(0, operands.numel))
+        by_rank = SourceTensor(operands.shape, operands.device, lambda start, stop: held[start:stop])
+    else:
+        by_rank = SourceTensor(operands.shape, operands.device, ranked)
+    return _random(operands, source, by_rank, density, ("della", seed, epsilon))
+
+
+def _noise_by_rank(
+    operands: Operands, source: int, noise: SourceTensor, epsilon: float, start: int, stop: int
+) -> Tensor:
+    """Returns random whole numbers that keep an element with its own chance when compared with one cut for all.
+
+    An element of rank r in its row of n is kept where u < rho - epsilon + 2 epsilon (r - 1)/(n - 1); that is, where
+    u + epsilon - 2 epsilon (r - 1)/(n - 1) < rho, whose left side does not depend on rho.
     """
-    bits = tensor.abs().reshape(-1).view(torch.int32)
-    upper = bits >> 16
-    bucket, rank, _ = _digit_at(upper, count)
-    inside = bits[upper == bucket] & 0xFFFF
-    lower, rank, equals = _digit_at(inside, rank)
-    threshold = (bucket << 16) | lower
-    marked = bits < threshold
-    if rank < equals:
-        marked[(bits == threshold).nonzero().view(-1)[rank:]] = True
-    return marked.view(tensor.shape)
+    # Ranks are taken along dimension 1; a vector is one row.
+    shape = operands.shape if len(operands.shape) > 1 else (1, operands.numel)
+    row = math.prod(shape[1:])
+    rows = max(1, _RANKED_TOGETHER // row)
+    parts = []
+    for first in range(start // row, -(-stop // row), rows):
+        last = min(first + rows, -(-stop // row))
+        magnitudes = operands.delta(source, first * row, last * row).abs_().view(last - first, *shape[1:])
+        ranks = magnitudes.argsort(dim=1, stable=True).argsort(dim=1).to(torch.float64)
+        # The only element of a row has no rank: its chance is rho itself.
+        relative = ranks.div_(shape[1] - 1) if shape[1] > 1 else torch.full_like(ranks, 0.5)
+        moved = relative.mul_(-2 * epsilon * LEVELS).add_(epsilon * LEVELS).view(-1)
+        moved = moved.add_(noise.piece(first * row, last * row)).round_().clamp_(-LEVELS, LEVELS - 1)
+        parts.append(moved.to(torch.int16))
+    whole = torch.cat(parts)
+    offset = start // row * row
+    return whole[start - offset : stop - offset]
 
 
-def _digit_at(digits: Tensor, rank: int) -> tuple[int, int, int]:
-    """Finds the rank-th largest (from 1) of a flat tensor of integers in [0, 2^16).
+def _random(operands: Operands, source: int, noise: SourceTensor, density: float, key: tuple[object, ...]) -> Thinned:
+    level = cut(density)
 
-    Returns:
-        The integer; the rank that is left among those equal to it; and how many of those there are.
-    """
-    # One small copy from a GPU, in place of a wait for each number read below.
-    counts = torch.bincount(digits, minlength=1 << 16).cpu().numpy()
-    from_largest = counts[::-1].cumsum()
-    position = int(np.searchsorted(from_largest, rank))
-    digit = len(counts) - 1 - position
-    equals = int(counts[digit])
-    return digit, rank - int(from_largest[position]) + equals, equals
+    def norm() -> float:
+        def table() -> NDArray[np.float64]:
+            return _norms_by_cut(operands, source, noise)
 
+        keep = operands.kept and operands.numel >= _WORTH_KEEPING
+        norms = operands.once(("norms", source, *key), table) if keep else table()
+        return float(norms[level - 1])
 
-def _drop_smallest(delta: Tensor, values: Mapping[str, Value], _noise: Callable[[], Tensor]) -> None:
-    elements = delta.numel()
-    if elements:
-        # At least one is kept, however short the tensor.
-        count = max(1, int(values["density"] * elements))
-        delta.masked_fill_(all_but_largest(delta, count), 0.0)
+    return Thinned((noise,), ((operands.numel, (float(level),)),), _drop_at_random, norm)
 
 
-def _drop_at_random(delta: Tensor, values: Mapping[str, Value], noise: Callable[[], Tensor]) -> None:
-    delta.masked_fill_(noise() >= values["density"], 0.0)
+def _norms_by_cut(operands: Operands, source: int, noise: SourceTensor) -> NDArray[np.float64]:
+    """Returns, for each cut from 1 on, the sum of the magnitudes that it keeps."""
+    norms = np.zeros(LEVELS)
+    for start, stop in operands.pieces():
+        magnitudes = operands.delta(source, start, stop).abs_().cpu().numpy()
+        levels = noise.piece(start, stop).clamp(min=0).cpu().numpy()
+        norms += np.bincount(levels, magnitudes, LEVELS)
+    return norms.cumsum()
 
 
-MAGNITUDE = Sparsifier((DENSITY,), _drop_smallest)
+MAGNITUDE = Sparsifier((DENSITY,), _by_magnitude)
 """Keeps the k = max(1, floor(rho N)) elements of largest magnitude, the first of equals.
 
 Yadav et al. 2023, §4 (Trim), https://arxiv.org/abs/2306.01708
 """
 
-RANDOM = Sparsifier((DENSITY, SEED), _drop_at_random)
+OUTLIERS = Sparsifier((DENSITY, GAMMA), _without_outliers)
+"""Drops the floor(gamma N) largest elements, and the smallest ones until floor(rho N) are left.
+
+Fewer of the largest are dropped where too few would be left. Davari and Belilovsky 2023, §3,
+https://arxiv.org/abs/2312.06795
+"""
+
+RANDOM = Sparsifier((DENSITY, SEED), _at_random, random=True)
 """Keeps each element with probability rho, independently.
 
 Yu et al. 2023, §3.2 (Drop), https://arxiv.org/abs/2311.03099
+"""
+
+RANKED = Sparsifier((DENSITY, EPSILON, SEED), _by_rank, random=True)
+"""Keeps each element with a probability that goes from rho - epsilon to rho + epsilon with its rank in its row.
+
+Deep et al. 2024, §3 (MagPrune), https://arxiv.org/abs/2406.11617
 """

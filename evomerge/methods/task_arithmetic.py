@@ -7,22 +7,26 @@ elect a sign for each element, and what `normalize` and `rescale` are where a re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.noise import Noise
-from evomerge.methods.reduction import l1_norm
-from evomerge.methods.sparsifiers import MAGNITUDE, RANDOM, Sparsifier
+from evomerge.methods.operands import Fused, Operands, SourceTensor
+from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Spans, Sparsifier
+
+Thin = Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]
+"""See `Thinned.thin`."""
 
 # Under this L1 norm a task vector is taken to be zero and is not rescaled.
 _NO_NORM = 1e-7
 # Under this magnitude the weights are taken to cancel, and the sum is not divided by theirs.
 _NO_WEIGHT = 1e-8
+# The smallest number above zero in float32.
+_SMALLEST = 1.401298464324817e-45
 
 
 @dataclass(frozen=True)
@@ -37,81 +41,156 @@ class _Composition:
     sparsifier: Sparsifier | None
     consensus: bool
 
-    def __call__(self, tensors: Sequence[Tensor], base: Tensor | None, parameters: Parameters, noise: Noise) -> Tensor:
-        assert base is not None  # MergeMethod has checked it; this line is for the type checker.
+    def __call__(self, operands: Operands, parameters: Parameters) -> Fused:
+        assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+        parts = list(self._parts(operands, parameters))
         normalize = bool(parameters.shared["normalize"])
         scale = float(parameters.shared["lambda"])
-        deltas = self._weighted_deltas(tensors, base, parameters, noise)
-        if self.consensus:
-            mixed = _elected_sum(deltas, base, normalize)
-        else:
-            mixed = _sum(deltas, base)
-            if normalize:
-                divisor = math.fsum(own["weight"] for own in parameters.models)
-                scale /= 1.0 if abs(divisor) < _NO_WEIGHT else divisor
-        if scale != 1:
-            mixed.mul_(scale)
-        # Ilharco et al., §2: theta = theta_pre + lambda tau
-        return mixed.add_(base)
+        if normalize and not self.consensus:
+            divisor = math.fsum(own["weight"] for own in parameters.models)
+            scale /= 1.0 if abs(divisor) < _NO_WEIGHT else divisor
+        forms = tuple(_Form(part.thin, len(part.inputs), len(part.spans[0][1])) for part in parts)
+        weights = tuple(part.weight for part in parts) if normalize else None
+        kernel = _ElectedSum(forms, weights) if self.consensus else _Sum(forms)
+        inputs = (operands.base, *(source for part in parts for source in part.inputs))
+        return Fused(kernel, inputs, _merged_spans(operands.numel, parts, scale))
 
-    def _weighted_deltas(
-        self, tensors: Sequence[Tensor], base: Tensor, parameters: Parameters, noise: Noise
-    ) -> Iterator[tuple[float, Tensor]]:
-        """Yields each model's weight w_i and w_i d_i, thinned out and rescaled, which the caller may change.
+    def _parts(self, operands: Operands, parameters: Parameters) -> Iterator[_Part]:
+        """Yields what each model adds.
 
         A model whose weight or density is zero adds nothing and elects nothing: it is left out.
         """
-        for source, (tensor, own) in enumerate(zip(tensors, parameters.models, strict=True)):
+        for source, (tensor, own) in enumerate(zip(operands.tensors, parameters.models, strict=True)):
             weight, density = float(own["weight"]), own.get("density", 1.0)
-            if weight == 0 or density <= 0:
+            if weight == 0 or density <= 0 or operands.numel == 0:
                 continue
-            # Ilharco et al., §2: tau_i = theta_i - theta_pre
-            delta = tensor - base
+            if self.sparsifier is None or density >= 1:
+                yield _Part(weight, weight, (tensor,), None, ((operands.numel, ()),))
+                continue
+            thinned = self.sparsifier.choose(operands, source, own, int(parameters.shared.get("seed", 0)))
             factor = weight
-            if self.sparsifier is not None and density < 1:
-                rescale = parameters.shared["rescale"]
-                before = l1_norm(delta) if rescale else 0.0
-                self.sparsifier.drop(delta, own, partial(noise, source))
-                after = l1_norm(delta) if rescale else 0.0
+            if parameters.shared["rescale"]:
+                before, after = operands.l1_norm(source), thinned.norm()
                 # Matches the L1 norms; the DARE paper divides by rho, which is this on average only.
-                if rescale and not (before < _NO_NORM or after < _NO_NORM):
+                if not (before < _NO_NORM or after < _NO_NORM):
                     factor *= before / after
-            if factor != 1:
-                delta.mul_(factor)
-            yield weight, delta
+            yield _Part(weight, factor, (tensor, *thinned.inputs), thinned.thin, thinned.spans)
 
 
-def _sum(deltas: Iterable[tuple[float, Tensor]], base: Tensor) -> Tensor:
-    """Returns the sum of w_i d_i."""
-    total: Tensor | None = None
-    for _, delta in deltas:
-        total = delta if total is None else total.add_(delta)
-    return torch.zeros_like(base) if total is None else total
+@dataclass(frozen=True)
+class _Part:
+    """What one model adds.
 
-
-def _elected_sum(deltas: Iterable[tuple[float, Tensor]], base: Tensor, normalize: bool) -> Tensor:
-    """Returns the sum of the w_i d_i that have the elected sign, divided by their w_i where `normalize`.
-
-    Yadav et al., §4: the sign of an element is that of the sum, + where that is zero (Elect); only the
-    entries that have it count (Disjoint merge). The entries above zero and those below are summed apart:
-    the greater sum is then both the sign and the result, and no model's delta need be held for a second
-    look.
+    Attributes:
+        weight: w_i, its vote and its share in the divisor.
+        factor: what its task vector is multiplied by: w_i, rescaled.
+        inputs: its tensor, and what thinning reads.
+        thin: how its task vector is thinned out, see `Thinned`; None keeps it whole.
+        spans: the numbers for `thin`.
     """
-    above, below = torch.zeros_like(base), torch.zeros_like(base)
-    divisors = (torch.zeros_like(base), torch.zeros_like(base)) if normalize else None
-    for weight, delta in deltas:
-        if divisors is not None:
-            divisors[0].add_(delta > 0, alpha=weight)
-            divisors[1].add_(delta < 0, alpha=weight)
-        above.add_(delta.clamp(min=0))
-        below.add_(delta.clamp_(max=0))
-    # Elect: gamma = sgn(sum_i w_i d_i); comparing the two sums is exact, where adding them would round.
-    positive = above >= below.neg()
-    mixed = torch.where(positive, above, below)
-    if divisors is not None:
-        divisor = torch.where(positive, *divisors)
-        mixed.div_(divisor.masked_fill_(divisor == 0, 1.0))
-    return mixed
+
+    weight: float
+    factor: float
+    inputs: tuple[SourceTensor, ...]
+    thin: Thin | None
+    spans: Spans
+
+
+def _merged_spans(numel: int, parts: Sequence[_Part], scale: float) -> Spans:
+    """Returns the numbers by their place in the tensor: for each part its factor and its own; at the end the scale."""
+    spans = []
+    for stop in sorted({numel, *(stop for part in parts for stop, _ in part.spans)}):
+        numbers: list[float] = []
+        for part in parts:
+            numbers += [part.factor, *next(own for end, own in part.spans if end >= stop)]
+        spans.append((stop, (*numbers, scale)))
+    return tuple(spans)
+
+
+class _Form(NamedTuple):
+    """How a task vector is thinned out (None: not at all), and how many blocks and numbers are a model's."""
+
+    thin: Thin | None
+    blocks: int
+    numbers: int
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The kernel of B + lambda sum of w_i d_i; `forms` has one entry for each model that takes part."""
+
+    forms: tuple[_Form, ...]
+
+    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+        base, scale = blocks[0], numbers[-1]
+        deltas = self.deltas(blocks, numbers)
+        if not deltas:
+            return base
+        total = deltas[0]
+        for delta in deltas[1:]:
+            total.add_(delta)
+        # Ilharco et al., §2: theta = theta_pre + lambda tau
+        return _scaled(total, scale).add_(base)
+
+    def deltas(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
+        """Returns each model's w_i d_i, thinned out and rescaled."""
+        base, place, number = blocks[0], 1, 0
+        found = []
+        for form in self.forms:
+            # Ilharco et al., §2: tau_i = theta_i - theta_pre
+            delta = blocks[place] - base
+            factor, own = numbers[number], numbers[number + 1 : number + 1 + form.numbers]
+            if form.thin is not None:
+                delta = form.thin(delta, blocks[place + 1 : place + form.blocks], own)
+            found.append(_scaled(delta, factor))
+            place += form.blocks
+            number += 1 + form.numbers
+        return found
+
+
+@dataclass(frozen=True)
+class _ElectedSum(_Sum):
+    """The kernel with a sign elected for each element.
+
+    Yadav et al., §4: the sign of an element is that of the sum of w_i d_i, + where that is zero (Elect); only the
+    entries that have it count (Disjoint merge). Comparisons are slow on some processors, so signs are multiplied.
+
+    Attributes:
+        weights: for each model w_i, where the sum is divided by those that count; None where it is not.
+    """
+
+    weights: tuple[float, ...] | None
+
+    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+        base, scale = blocks[0], numbers[-1]
+        deltas = self.deltas(blocks, numbers)
+        if not deltas:
+            return base
+        # Elect: gamma = sgn(sum_i w_i d_i); the smallest number above zero makes the sign of zero +.
+        sign = torch.add(deltas[0], deltas[1]) if len(deltas) > 1 else deltas[0].clone()
+        for delta in deltas[2:]:
+            sign.add_(delta)
+        sign.add_(_SMALLEST).sign_()
+        mixed = deltas[0].mul_(sign).relu_()
+        divisor = None if self.weights is None else _scaled(torch.sign(mixed), self.weights[0])
+        for index, delta in enumerate(deltas[1:], 1):
+            agreeing = delta.mul_(sign).relu_()
+            mixed.add_(agreeing)
+            if self.weights is not None and divisor is not None:
+                divisor.add_(_scaled(agreeing.sign_(), self.weights[index]))
+        if self.weights is not None and divisor is not None:
+            if min(self.weights) > 0:
+                # Zero where nothing is kept, and there only: then the sum is zero, whatever it is divided by.
+                divisor.clamp_(min=min(self.weights))
+            else:
+                divisor.masked_fill_(divisor == 0, 1.0)
+            mixed.div_(divisor)
+        return _scaled(mixed.mul_(sign), scale).add_(base)
+
+
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
+    """Multiplies in place, where that changes anything."""
+    return tensor if factor == 1 else tensor.mul_(factor)
 
 
 def _member(
@@ -142,7 +221,7 @@ def _member(
         base="required",
         models=(1, None),
         merge=_Composition(sparsifier, consensus),
-        elementwise=sparsifier is None,
+        random=sparsifier is not None and sparsifier.random,
     )
 
 
@@ -193,3 +272,48 @@ DARE_TIES = _member(
     rescale=True,
 )
 """Drop and rescale, then the sign election of TIES. Yu et al. 2023, §3.2, https://arxiv.org/abs/2311.03099"""
+
+BREADCRUMBS = _member(
+    "breadcrumbs",
+    "The base plus the weighted task vectors without their outliers and their smallest elements.",
+    "https://arxiv.org/abs/2312.06795",
+    sparsifier=OUTLIERS,
+    consensus=False,
+    normalize=False,
+)
+"""Sparse masks by layer, then task arithmetic. Davari and Belilovsky 2023, §3, https://arxiv.org/abs/2312.06795"""
+
+BREADCRUMBS_TIES = _member(
+    "breadcrumbs_ties",
+    "Task vectors without their outliers and their smallest elements, whose sum elects a sign.",
+    "https://arxiv.org/abs/2312.06795",
+    sparsifier=OUTLIERS,
+    consensus=True,
+    normalize=False,
+)
+"""Sparse masks by layer, then the sign election of TIES.
+
+Davari and Belilovsky 2023, §3, https://arxiv.org/abs/2312.06795
+"""
+
+DELLA = _member(
+    "della",
+    "Task vectors of which elements are dropped at random, small ones rather, and whose sum elects a sign.",
+    "https://arxiv.org/abs/2406.11617",
+    sparsifier=RANKED,
+    consensus=True,
+    normalize=True,
+    rescale=True,
+)
+"""MagPrune, then elect and fuse. Deep et al. 2024, §3, https://arxiv.org/abs/2406.11617"""
+
+DELLA_LINEAR = _member(
+    "della_linear",
+    "The base plus the weighted task vectors, of which elements are dropped at random, small ones rather.",
+    "https://arxiv.org/abs/2406.11617",
+    sparsifier=RANKED,
+    consensus=False,
+    normalize=False,
+    rescale=True,
+)
+"""MagPrune, then task arithmetic. Deep et al. 2024, §3, https://arxiv.org/abs/2406.11617"""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evomerge.methods import MergeMethod, Noise, Parameters, noise_for
+from evomerge.methods import MergeMethod, Operands, Parameters, SourceTensor
 
 # Binary fractions: sums of weights that cancel, and votes that tie, do so exactly in float32 and float64.
 VALUES = {
@@ -16,6 +16,8 @@ VALUES = {
     "scale": (1.0, 0.0, -0.3, 1.7),
     "t": (0.0, 0.3, 0.5, 0.9, 1.0, 1.25, -0.5),
     "seed": (0, 7),
+    "gamma": (0.0, 0.01, 0.1, 0.9),
+    "epsilon": (0.0, 0.05, 0.09),
 }
 
 
@@ -24,10 +26,19 @@ class Arguments:
     tensors: list[torch.Tensor]
     base: torch.Tensor | None
     parameters: Parameters
-    noise: Noise
+    name: str = "layer"
 
     def merge(self, method: MergeMethod) -> torch.Tensor:
-        return method(self.tensors, self.base, self.parameters, self.noise)
+        return method.merged(self.tensors, self.base, self.parameters, self.name)
+
+    def operands(self, *, kept: bool = False) -> Operands:
+        base = None if self.base is None else SourceTensor.of(self.base)
+        return Operands([SourceTensor.of(tensor) for tensor in self.tensors], base, self.name, kept=kept)
+
+    def noise(self, source: int) -> np.ndarray:
+        """The random whole numbers of a source, as float64."""
+        tensor = self.operands().noise(int(self.parameters.shared.get("seed", 0)), source)
+        return tensor.whole().numpy().astype(np.float64)
 
 
 def tensors_of(kind, shape, count, rng, dtype=torch.float32):
@@ -81,8 +92,7 @@ def draw(method, shape, seed, kind="normal", dtype=torch.float32):
     if "weight" in models[0] and sum(own["weight"] for own in models) == 0:
         models[0]["weight"] += 0.5
     parameters = method.complete(shared, models)
-    noise = noise_for(int(shared.get("seed", 0)), "layer", shape, "cpu")
-    return Arguments(tensors, None if method.base == "unused" else base, parameters, noise)
+    return Arguments(tensors, None if method.base == "unused" else base, parameters)
 
 
 def defaults(method, shape, seed=0, kind="normal", count=None):
@@ -95,8 +105,7 @@ def defaults(method, shape, seed=0, kind="normal", count=None):
         {p.name: 0.5 for p in required if not p.per_model},
         [{p.name: 0.5 for p in required if p.per_model} for _ in range(count)],
     )
-    noise = noise_for(0, "layer", shape, "cpu")
-    return Arguments(tensors, None if method.base == "unused" else base, parameters, noise)
+    return Arguments(tensors, None if method.base == "unused" else base, parameters)
 
 
 def same_bits(left, right):
@@ -105,3 +114,12 @@ def same_bits(left, right):
         and left.dtype == right.dtype == torch.float32
         and torch.equal(left.contiguous().view(torch.int32), right.contiguous().view(torch.int32))
     )
+
+
+def result_of(found, shape):
+    """Carries out what a method answered."""
+    if isinstance(found, torch.Tensor):
+        return found
+    flat = torch.zeros(math.prod(shape))
+    found.run(lambda start, block: flat[start : start + len(block)].copy_(block))
+    return flat.view(shape)

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 
-def linear(tensors, base, shared, models, uniform):
+def linear(tensors, base, shared, models, noise):
     weights = [own["weight"] for own in models]
     total = sum(w * x.astype(np.float64) for w, x in zip(weights, tensors, strict=True))
     if shared["normalize"]:
@@ -22,7 +22,7 @@ def linear(tensors, base, shared, models, uniform):
     return total
 
 
-def slerp(tensors, base, shared, models, uniform):
+def slerp(tensors, base, shared, models, noise):
     t = shared["t"]
     v0, v1 = base.astype(np.float64), tensors[0].astype(np.float64)
     flat0, flat1 = v0.ravel(), v1.ravel()
@@ -36,15 +36,15 @@ def slerp(tensors, base, shared, models, uniform):
     return np.sin((1 - t) * theta) / np.sin(theta) * v0 + np.sin(t * theta) / np.sin(theta) * v1
 
 
-def passthrough(tensors, base, shared, models, uniform):
+def passthrough(tensors, base, shared, models, noise):
     return tensors[0].astype(np.float64) * models[0]["scale"]
 
 
-def keep_all(delta, own, uniform):
+def keep_all(delta, own, noise):
     return np.ones(delta.shape, bool)
 
 
-def keep_largest(delta, own, uniform):
+def keep_largest(delta, own, noise):
     """The k largest magnitudes by sorting; of equals, the lowest index first."""
     rho, n = own["density"], delta.size
     if rho >= 1:
@@ -59,19 +59,55 @@ def keep_largest(delta, own, uniform):
     return kept.reshape(delta.shape)
 
 
-def keep_random(delta, own, uniform):
-    return uniform.astype(np.float64) < own["density"]
+LEVELS = 32768  # random numbers are whole, from 0 up to this
+
+
+def keep_random(delta, own, noise):
+    rho = own["density"]
+    if not 0 < rho < 1:
+        return np.full(delta.shape, rho >= 1)
+    return noise < max(1, round(rho * LEVELS))
+
+
+def keep_by_rank(delta, own, noise):
+    """Each element by a chance of rho - epsilon + 2 epsilon (r - 1)/(n - 1), r its rank in its row."""
+    rho, epsilon = own["density"], own["epsilon"]
+    if not 0 < rho < 1:
+        return np.full(delta.shape, rho >= 1)
+    rows = np.abs(delta) if delta.ndim > 1 else np.abs(delta).reshape(1, -1)
+    ranks = rows.argsort(axis=1, kind="stable").argsort(axis=1).astype(np.float64)
+    n = rows.shape[1]
+    relative = ranks / (n - 1) if n > 1 else np.full(rows.shape, 0.5)
+    # The chance moves to the random number, in whole levels, so that one cut serves all elements.
+    moved = np.rint(relative.reshape(delta.shape) * (-2 * epsilon * LEVELS) + epsilon * LEVELS + noise)
+    return moved < max(1, round(rho * LEVELS))
+
+
+def keep_all_but_outliers(delta, own, noise):
+    """floor(rho N) of them, without the floor(gamma N) largest where so many are left."""
+    rho, n = own["density"], delta.size
+    if rho >= 1:
+        return np.ones(delta.shape, bool)
+    if rho <= 0:
+        return np.zeros(delta.shape, bool)
+    count = math.floor(rho * n)
+    top = min(math.floor(own["gamma"] * n), n - count)
+    magnitudes = np.abs(delta).ravel().tolist()
+    order = sorted(range(n), key=lambda index: (-magnitudes[index], index))
+    kept = np.zeros(n, bool)
+    kept[order[top : top + count]] = True
+    return kept.reshape(delta.shape)
 
 
 def family(keep, consensus):
     """The task-arithmetic family, step by step as numbered in its definition."""
 
-    def twin(tensors, base, shared, models, uniform):
+    def twin(tensors, base, shared, models, noise):
         weights = [own["weight"] for own in models]
         weighted = []
         for source, (x, own) in enumerate(zip(tensors, models, strict=True)):
             d = (x - base).astype(np.float64)  # 1
-            thinned = np.where(keep(d, own, uniform(source)), d, 0.0)  # 2
+            thinned = np.where(keep(d, own, noise(source)), d, 0.0)  # 2
             if shared.get("rescale"):
                 before, after = np.abs(d).sum(), np.abs(thinned).sum()
                 if before >= 1e-7 and after >= 1e-7:
@@ -107,5 +143,9 @@ TWINS = {
     "ties": family(keep_largest, consensus=True),
     "dare_linear": family(keep_random, consensus=False),
     "dare_ties": family(keep_random, consensus=True),
+    "della": family(keep_by_rank, consensus=True),
+    "della_linear": family(keep_by_rank, consensus=False),
+    "breadcrumbs": family(keep_all_but_outliers, consensus=False),
+    "breadcrumbs_ties": family(keep_all_but_outliers, consensus=True),
     "passthrough": passthrough,
 }

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.methods import METHODS, method, noise_for
+from evomerge.errors import MergeError
+from evomerge.methods import METHODS, method
+from evomerge.methods.noise import noise_piece
 
-from .inputs import draw
+from .inputs import draw, result_of, same_bits
 from .reference import TWINS
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 5), (33, 31)]
@@ -20,7 +22,7 @@ def twin_of(method, arguments):
         None if arguments.base is None else arguments.base.numpy(),
         arguments.parameters.shared,
         arguments.parameters.models,
-        lambda source: arguments.noise(source).numpy(),
+        arguments.noise,
     )
 
 
@@ -46,17 +48,20 @@ def test_agrees_with_its_twin(name, kind):
             arguments = draw(METHODS[name], shape, seed, kind, dtype)
             want = np.asarray(twin_of(METHODS[name], arguments))
             assert_close(arguments.merge(METHODS[name]), want, arguments)
+            # What a search keeps between candidates changes no bit.
+            found = METHODS[name](arguments.operands(kept=True), arguments.parameters)
+            assert same_bits(result_of(found, shape), arguments.merge(METHODS[name]))
             compared += int((~np.isnan(want)).sum())
     # Elements left out as hanging on rounding must stay the exception.
     assert compared > 0.7 * 8 * sum(np.prod(shape, dtype=int) for shape in SHAPES)
 
 
-def merge(name, models, base=None, each=(), noise=lambda _: None, **shared):
+def merge(name, models, base=None, each=(), **shared):
     """Merges lists of numbers."""
     chosen = method(name)
     tensors = [torch.tensor(numbers) for numbers in models]
     parameters = chosen.complete({key.rstrip("_"): value for key, value in shared.items()}, each)
-    return chosen(tensors, None if base is None else torch.tensor(base), parameters, noise).tolist()
+    return chosen.merged(tensors, None if base is None else torch.tensor(base), parameters, "w").tolist()
 
 
 # Worked by hand, so that a twin that errs with its method is seen.
@@ -110,16 +115,46 @@ def test_ties_with_a_negative_weight_divides_by_the_sum_of_the_kept_weights():
 
 
 def test_dare_by_hand():
-    numbers = {0: torch.tensor([0.0, 0.9, 0.49, 0.5]), 1: torch.tensor([0.9, 0.0, 0.9, 0.0])}
+    low, high = (noise_piece(0, source, "w", 0, 4) < 1 << 14 for source in (0, 1))
+    assert low.tolist() == [False, True, True, True]
+    assert high.tolist() == [False, True, False, True]
     models, each = [[1.0, 1.0, 3.0, 3.0], [2.0, 1.0, 1.0, -3.0]], [{"weight": 1.0, "density": 0.5}] * 2
-    # Kept: [1, -, 3, -] of L1 norm 4 of 8, and [-, 1, -, -3] of 4 of 7.
-    merged = merge("dare_linear", models, base=[0.0] * 4, each=each, noise=numbers.get)
-    assert merged == [2.0, 1.75, 6.0, -5.25]
-    merged = merge("dare_linear", models, base=[0.0] * 4, each=each, noise=numbers.get, rescale=False)
-    assert merged == [1.0, 1.0, 3.0, -3.0]
+    # Kept: [-, 1, 3, 3] of L1 norm 7 of 8, and [-, 1, -, -3] of 4 of 7.
+    merged = merge("dare_linear", models, base=[0.0] * 4, each=each)
+    assert merged == pytest.approx([0, 8 / 7 + 7 / 4, 24 / 7, 24 / 7 - 21 / 4])
+    merged = merge("dare_linear", models, base=[0.0] * 4, each=each, rescale=False)
+    assert merged == [0.0, 2.0, 3.0, 0.0]
     full = [{"weight": 1.0, "density": 0.5}, {"weight": 1.0}]
-    merged = merge("dare_ties", models, base=[0.0] * 4, each=full, noise=numbers.get)
-    assert merged == [4.0, 1.0, 7.0, -3.0]
+    merged = merge("dare_ties", models, base=[0.0] * 4, each=full)
+    assert merged == pytest.approx([2, 8 / 7 + 1, 24 / 7 + 1, 24 / 7])
+
+
+def test_breadcrumbs_by_hand():
+    # Of five, the largest is an outlier, and two are kept.
+    each = [{"weight": 1.0, "density": 0.4, "gamma": 0.2}]
+    assert merge("breadcrumbs", [[5.0, -1.0, 2.0, 3.0, 4.0]], base=[0.0] * 5, each=each) == [0, 0, 0, 3, 4]
+    # Where four are to be kept and two dropped as outliers, only one is.
+    each = [{"weight": 1.0, "density": 0.8, "gamma": 0.4}]
+    assert merge("breadcrumbs", [[5.0, -1.0, 2.0, 3.0, 4.0]], base=[0.0] * 5, each=each) == [0, -1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_della_keeps_large_elements_rather(rows):
+    size, density, epsilon = 20_000, 0.5, 0.25
+    tensor = torch.arange(1.0, size + 1).repeat(rows, 1).squeeze(0)
+    each = [{"weight": 1.0, "density": density, "epsilon": epsilon}]
+    parameters = method("della_linear").complete({"rescale": False}, each)
+    kept = method("della_linear").merged([tensor], torch.zeros_like(tensor), parameters, "w").bool().view(rows, size)
+    for part in range(10):
+        here = kept[:, part * size // 10 : (part + 1) * size // 10].float().mean().item()
+        chance = density - epsilon + 2 * epsilon * (part + 0.5) / 10
+        assert abs(here - chance) < 5 * (0.25 / (size / 10 * rows)) ** 0.5, part
+
+
+def test_della_refuses_chances_outside_of_zero_to_one():
+    each = [{"weight": 1.0, "density": 0.9, "epsilon": 0.15}]
+    with pytest.raises(MergeError, match=r"from 0\.75 to 1\.05; expected both inside \(0, 1\), make epsilon smaller"):
+        merge("della", [[1.0, 2.0]], base=[0.0, 0.0], each=each)
 
 
 def test_ties_can_rescale():
@@ -136,8 +171,8 @@ def test_passthrough_by_hand():
 def test_random_methods_keep_the_share_that_they_declare(name):
     size, density = 200_000, 0.3
     base, tensor = torch.zeros(size), torch.ones(size)
-    parameters = method(name).complete({"rescale": False}, [{"weight": 1.0, "density": density}])
-    kept = method(name)([tensor], base, parameters, noise_for(3, "w", (size,), "cpu"))
+    parameters = method(name).complete({"rescale": False, "seed": 3}, [{"weight": 1.0, "density": density}])
+    kept = method(name).merged([tensor], base, parameters, "w")
     rate = kept.mean().item()
     assert abs(rate - density) < 4 * (density * (1 - density) / size) ** 0.5
     # Independent of the neighbour: both are kept at the rate's square.

@@ -158,7 +158,7 @@ def test_names_a_wrong_number_of_models(method_):
         tensors = (good.tensors * (count + 1))[:count]
         parameters = Parameters(good.parameters.shared, good.parameters.models[:1] * count)
         with pytest.raises(MergeError, match=rf"^{method_.name}: expected the number of models.*found {count}"):
-            method_(tensors, good.base, parameters, good.noise)
+            method_.merged(tensors, good.base, parameters)
 
 
 @every_method
@@ -166,22 +166,20 @@ def test_names_a_missing_base(method_):
     good = defaults(method_, (3,))
     if method_.base in ("required", "endpoint"):
         with pytest.raises(MergeError, match=f"{method_.name}: expected a base, found none.*base_model"):
-            method_(good.tensors, None, good.parameters, good.noise)
+            method_.merged(good.tensors, None, good.parameters)
     else:
-        assert method_(good.tensors, None, good.parameters, good.noise).shape == (3,)
+        assert method_.merged(good.tensors, None, good.parameters).shape == (3,)
 
 
 @every_method
 def test_names_tensors_that_do_not_fit(method_):
     good = defaults(method_, (3,))
-    with pytest.raises(MergeError, match=r"model 0 has dtype torch\.float64; expected torch\.float32"):
-        method_([t.double() for t in good.tensors], good.base, good.parameters, good.noise)
     if len(good.tensors) > 1 or good.base is not None:
         inputs = [*good.tensors, *([] if good.base is None else [good.base])]
         inputs[-1] = torch.zeros(4)
         base = None if good.base is None else inputs.pop()
         with pytest.raises(MergeError, match=r"has shape \[4\], but model 0 has \[3\]"):
-            method_(inputs, base, good.parameters, good.noise)
+            method_.merged(inputs, base, good.parameters)
 
 
 @every_method
@@ -201,7 +199,7 @@ def test_names_each_value_that_is_missing_or_out_of_range(method_):
                 parameters = Parameters(values, good.parameters.models)
             found = "is missing" if values is missing else f"is {values[parameter.name]!r}"
             with pytest.raises(MergeError) as raised:
-                method_(good.tensors, good.base, parameters, good.noise)
+                method_.merged(good.tensors, good.base, parameters)
             assert f"{parameter.name} {found}; expected {parameter.expected}" in str(raised.value)
             assert ("model 0: " in str(raised.value)) == parameter.per_model
 
@@ -219,9 +217,10 @@ def test_completes_what_is_required_with_declared_defaults(method_):
 def test_defaults_are_those_of_mergekit():
     normalize = {name: p.default for name, m in METHODS.items() for p in m.parameters if p.name == "normalize"}
     rescale = {name: p.default for name, m in METHODS.items() for p in m.parameters if p.name == "rescale"}
-    assert {name for name, default in normalize.items() if default} == {"linear", "ties"}
-    assert {name for name, default in rescale.items() if default} == {"dare_linear", "dare_ties"}
-    assert set(rescale) == {"ties", "dare_linear", "dare_ties"}
+    assert {name for name, default in normalize.items() if default} == {"linear", "ties", "della"}
+    random = {"dare_linear", "dare_ties", "della", "della_linear"}
+    assert {name for name, default in rescale.items() if default} == random
+    assert set(rescale) == {"ties", "breadcrumbs", "breadcrumbs_ties"} | random
 
 
 def test_all_faults_are_told_at_once():
@@ -235,12 +234,7 @@ def test_all_faults_are_told_at_once():
         "ties: model 1: weight is True; expected a number",
     ]
     with pytest.raises(MergeError, match="expected the parameters of 1 models, found 2"):
-        ties(
-            [torch.zeros(1)],
-            torch.zeros(1),
-            ties.complete({}, [{"weight": 1.0}] * 2),
-            lambda _: torch.zeros(1),
-        )
+        ties.merged([torch.zeros(1)], torch.zeros(1), ties.complete({}, [{"weight": 1.0}] * 2))
 
 
 def test_parameters_say_what_they_expect():
@@ -256,7 +250,7 @@ def test_linear_refuses_to_normalize_weights_that_cancel():
     linear = method("linear")
     parameters = linear.complete({}, [{"weight": 0.1}, {"weight": 0.2}, {"weight": -0.3}])
     with pytest.raises(MergeError, match=r"\[0\.1, 0\.2, -0\.3\] sum to zero.*set normalize to false"):
-        linear([torch.zeros(2)] * 3, None, parameters, lambda _: torch.zeros(2))
+        linear.merged([torch.zeros(2)] * 3, None, parameters)
 
 
 def test_an_unknown_method_gets_the_nearest_names():

@@ -1,46 +1,58 @@
-"""Uniform numbers depend on the seed, the source and the tensor's name, and on nothing else."""
+"""Random numbers depend on the seed, the source and the tensor's name, and on nothing else."""
 
+import numpy as np
 import pytest
 import torch
 
-from evomerge.methods import method, noise_for, uniform
+from evomerge.methods import PIECE, method
+from evomerge.methods.noise import LEVELS, cut, noise_piece
 
-from .inputs import same_bits
+from .inputs import Arguments
 
 
 def test_numbers_are_pinned():
     """A saved recipe must rebuild exactly with a later version."""
-    numbers = uniform(0, 1, "model.layers.0.mlp.up_proj.weight", (3,), "cpu")
-    assert [round(x * 2**24) for x in numbers.tolist()] == [491383, 8100135, 9343924]
+    numbers = noise_piece(0, 1, "model.layers.0.mlp.up_proj.weight", 2, 3)
+    assert numbers.dtype == np.int16
+    assert numbers.tolist() == [1493, 16972, 23785]
 
 
-def test_numbers_are_uniform_in_the_half_open_unit_interval():
-    numbers = uniform(1, 2, "w", (100_000,), "cpu")
-    assert numbers.dtype == torch.float32
-    assert 0 <= numbers.min() < 1e-4
-    assert 1 - 1e-4 < numbers.max() < 1
-    counts = torch.histc(numbers, bins=10, min=0, max=1)
-    chi_square = ((counts - 10_000) ** 2 / 10_000).sum().item()
-    assert chi_square < 27.9  # 9 degrees of freedom, 1 in 1000
+def test_numbers_are_uniform():
+    numbers = noise_piece(1, 2, "w", 0, 100_000)
+    assert 0 <= numbers.min() < 8
+    assert LEVELS - 8 < numbers.max() < LEVELS
+    counts = np.histogram(numbers, bins=16, range=(0, LEVELS))[0]
+    chi_square = ((counts - 6250) ** 2 / 6250).sum()
+    assert chi_square < 37.7  # 15 degrees of freedom, 1 in 1000
 
 
-@pytest.mark.parametrize("other", [(8, 1, "a"), (7, 2, "a"), (7, 1, "b"), (71, 1, "a"), (7, 11, "a"), (-7, 1, "a")])
+@pytest.mark.parametrize(
+    "other", [(8, 1, "a", 0), (7, 2, "a", 0), (7, 1, "b", 0), (71, 1, "a", 0), (7, 11, "a", 0), (7, 1, "a", 1)]
+)
 def test_each_part_of_the_key_matters(other):
-    one, two = uniform(7, 1, "a", (4096,), "cpu"), uniform(*other, (4096,), "cpu")
-    assert not torch.equal(one, two)
-    correlation = torch.corrcoef(torch.stack([one, two]))[0, 1].item()
-    assert abs(correlation) < 0.08  # five standard deviations
+    one, two = noise_piece(7, 1, "a", 0, 4096), noise_piece(*other, 4096)
+    assert not np.array_equal(one, two)
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.08  # five standard deviations
 
 
-def test_nothing_else_matters():
-    first = uniform(7, 1, "a", (64, 3), "cpu")
-    torch.manual_seed(99)
-    uniform(7, 2, "a", (5,), "cpu")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    again = noise_for(7, "a", (64, 3), "cpu")(1)
-    torch.set_num_threads(before)
-    assert same_bits(first, again)
+def test_a_longer_piece_begins_with_a_shorter_one():
+    assert noise_piece(7, 1, "a", 0, 9)[:5].tolist() == noise_piece(7, 1, "a", 0, 5).tolist()
+
+
+def test_a_tensor_reads_the_same_numbers_however_it_is_cut():
+    tensor = torch.zeros(2 * PIECE + 100)
+    arguments = Arguments([tensor], tensor, method("dare_linear").complete({}, [{"weight": 1.0}]))
+    noise = arguments.operands().noise(3, 0)
+    kept = arguments.operands(kept=True).noise(3, 0)
+    whole = noise.piece(0, tensor.numel())
+    assert torch.equal(whole, kept.piece(0, tensor.numel()))
+    for start, stop in [(0, 10), (PIECE - 3, PIECE + 5), (PIECE, 2 * PIECE), (7, 2 * PIECE + 100)]:
+        assert torch.equal(noise.piece(start, stop), whole[start:stop])
+        assert torch.equal(kept.piece(start, stop), whole[start:stop])
+
+
+def test_a_density_keeps_that_share_of_all_levels():
+    assert [cut(density) for density in (0.5, 0.25, 1e-9, 1 - 1e-9)] == [LEVELS // 2, LEVELS // 4, 1, LEVELS]
 
 
 def test_two_candidates_share_their_masks():
@@ -48,8 +60,8 @@ def test_two_candidates_share_their_masks():
     dare, base, tensor = method("dare_linear"), torch.zeros(999), torch.ones(999)
 
     def kept(density, seed=0):
-        parameters = dare.complete({"rescale": False}, [{"weight": 1.0, "density": density}])
-        return dare([tensor], base, parameters, noise_for(seed, "w", (999,), "cpu")).bool()
+        parameters = dare.complete({"rescale": False, "seed": seed}, [{"weight": 1.0, "density": density}])
+        return dare.merged([tensor], base, parameters, "w").bool()
 
     assert (kept(0.6) | ~kept(0.3)).all()
     assert kept(0.6).sum() > kept(0.3).sum() > 0
@@ -60,5 +72,4 @@ def test_two_candidates_share_their_masks():
 def test_each_source_has_its_own_mask():
     dare, base, tensor = method("dare_linear"), torch.zeros(999), torch.ones(999)
     parameters = dare.complete({"rescale": False}, [{"weight": 1.0, "density": 0.5}, {"weight": 4.0, "density": 0.5}])
-    merged = dare([tensor, tensor], base, parameters, noise_for(0, "w", (999,), "cpu"))
-    assert set(merged.tolist()) == {0.0, 1.0, 4.0, 5.0}
+    assert set(dare.merged([tensor, tensor], base, parameters).tolist()) == {0.0, 1.0, 4.0, 5.0}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.methods import METHODS, method, noise_for
+from evomerge.methods import METHODS, method
 
 weights = st.lists(st.floats(0.05, 2.0), min_size=1, max_size=4)
 seeds = st.integers(0, 10_000)
@@ -19,8 +19,10 @@ def normal(seed, shape, count, scale=1.0):
 
 def merge(name, tensors, base=None, each=(), seed=0, **shared):
     chosen = method(name)
+    if chosen.random:
+        shared["seed"] = seed
     parameters = chosen.complete({key.rstrip("_"): value for key, value in shared.items()}, each)
-    return chosen(tensors, base, parameters, noise_for(seed, "w", tensors[0].shape, "cpu"))
+    return chosen.merged(tensors, base, parameters, "w")
 
 
 def assert_near(left, right, scale=1.0):

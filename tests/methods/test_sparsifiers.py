@@ -8,14 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.methods import method
-from evomerge.methods.sparsifiers import all_but_largest
+from evomerge.methods.magnitudes import Magnitudes
+
+
+def kept(tensor, count, *, piece=7, listed=False):
+    """Which elements are the `count` largest, as `Magnitudes` names them."""
+    flat = tensor.reshape(-1)
+    pieces = [(start, min(start + piece, len(flat))) for start in range(0, len(flat), piece)]
+    magnitudes = Magnitudes(lambda start, stop: flat[start:stop].clone(), pieces, kept=listed)
+    magnitude, position = magnitudes.threshold(count)
+    above = [abs(number) > magnitude or math.isnan(number) for number in flat.tolist()]
+    return [big or (abs(number) == magnitude and i < position) for i, (big, number) in enumerate(zip(above, flat))]
 
 
 def by_sorting(numbers, count):
-    """Marks all but the `count` largest magnitudes, the first of equals being kept."""
+    """The `count` largest magnitudes, the first of equals being kept."""
     order = sorted(range(len(numbers)), key=lambda index: (-abs(numbers[index]), index))
-    kept = set(order[:count])
-    return [index not in kept for index in range(len(numbers))]
+    chosen = set(order[:count])
+    return [index in chosen for index in range(len(numbers))]
 
 
 # Few values make many equals; any float32 bits make neighbours that differ in their last bit only.
@@ -28,29 +38,35 @@ lists = st.lists(few, min_size=1, max_size=40) | st.lists(st.floats(width=32, al
 def test_agrees_with_sorting(numbers, data):
     count = data.draw(st.integers(1, len(numbers)))
     tensor = torch.tensor(numbers)
-    assert all_but_largest(tensor, count).tolist() == by_sorting(tensor.tolist(), count)
+    want = by_sorting(tensor.tolist(), count)
+    assert kept(tensor, count) == want
+    assert kept(tensor, count, listed=True) == want
 
 
 @pytest.mark.parametrize("count", [1, 2, 4999, 9999, 10_000])
-@pytest.mark.parametrize("round_to", [torch.float32, torch.bfloat16])
-def test_agrees_with_sorting_large_tensors(count, round_to):
+@pytest.mark.parametrize("round_to", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("listed", [False, True])
+def test_agrees_with_sorting_large_tensors(count, round_to, listed):
     numbers = torch.randn(10_000, generator=torch.Generator().manual_seed(1)).to(round_to).float()
-    before = numbers.clone()
-    marked = all_but_largest(numbers.view(100, 100), count)
-    assert marked.shape == (100, 100)
-    assert marked.view(-1).tolist() == by_sorting(numbers.tolist(), count)
-    assert torch.equal(numbers, before)
+    assert kept(numbers, count, piece=3000, listed=listed) == by_sorting(numbers.tolist(), count)
 
 
 def test_equals_are_kept_from_the_lowest_row_major_index():
-    tensor = torch.tensor([[1.0, -2.0], [2.0, 2.0]])
-    assert all_but_largest(tensor, 2).tolist() == [[True, False], [False, True]]
-    assert all_but_largest(tensor.T, 2).tolist() == [[True, False], [False, True]]
-    assert all_but_largest(torch.zeros(3), 2).tolist() == [False, False, True]
+    assert kept(torch.tensor([[1.0, -2.0], [2.0, 2.0]]), 2) == [False, True, True, False]
+    assert kept(torch.zeros(3), 2) == [True, True, False]
 
 
 def test_not_a_number_counts_as_largest():
-    assert all_but_largest(torch.tensor([math.inf, -math.nan, 1.0]), 1).tolist() == [True, False, True]
+    tensor = torch.tensor([math.inf, -math.nan, 1.0])
+    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), [(0, 3)])
+    assert math.isnan(magnitudes.threshold(1).magnitude)
+    assert magnitudes.threshold(2).magnitude == math.inf
+
+
+def test_one_threshold_after_another():
+    tensor = torch.tensor([3.0, 1.0, 2.0])
+    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), [(0, 3)], kept=True)
+    assert [magnitudes.threshold(count).magnitude for count in (1, 2, 2, 3, 1)] == [3.0, 2.0, 2.0, 1.0, 3.0]
 
 
 @given(st.integers(1, 400), st.floats(0, 1))
@@ -58,7 +74,7 @@ def test_not_a_number_counts_as_largest():
 def test_ties_keeps_exactly_floor_of_density_times_size(size, density):
     base, tensor = torch.zeros(size), torch.arange(1.0, size + 1)
     ties = method("ties")
-    merged = ties([tensor], base, ties.complete({}, [{"weight": 1.0, "density": density}]), lambda _: base)
+    merged = ties.merged([tensor], base, ties.complete({}, [{"weight": 1.0, "density": density}]))
     expected = 0 if density == 0 else max(1, math.floor(density * size))
     assert merged.count_nonzero() == expected
     assert torch.equal(merged[size - expected :], tensor[size - expected :])
