@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from evomerge.build import LiveModel, Plan, into_directory, into_model, plan
+from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, plan
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import ArchitectureError
 from evomerge.recipe import Recipe
@@ -60,7 +60,7 @@ def loaded(made: Plan, folder: Path, kind: str) -> nn.Module:
 def live(made: Plan) -> nn.Module:
     """The plan's model, filled in place."""
     resident = LiveModel(made, "cpu")
-    into_model(made, resident, lambda model, name: made.checkpoints[model].read(name))
+    into_model(made, resident, Sources(made.checkpoints, "disk", torch.device("cpu"), reused=False))
     return resident.model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +44,7 @@ class CheckpointView(Checkpoint):
         self.tensors = inner.tensors if tensors is None else MappingProxyType(dict(tensors))
         self.nbytes = sum(info.nbytes for info in self.tensors.values())
         self._difference = difference
+        self._held = threading.local()
 
     def made(self, name: str) -> Tensor:
         """The values of one of `tensors`, on the CPU, in the dtype and shape that it says; by default as they are.
@@ -57,6 +59,13 @@ class CheckpointView(Checkpoint):
         if name not in self.tensors:
             raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self.tensors)} others")
         return self.made(name).to(device)
+
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """See `Checkpoint.piece`. Each thread holds the last tensor that was made for it, whole."""
+        if getattr(self._held, "name", None) != name:
+            self._held.name, self._held.flat = name, self.read(name).reshape(-1)
+        flat: Tensor = self._held.flat
+        return flat[start:stop]
 
     def fingerprint(self) -> str:
         """A hex digest that changes with the inner checkpoint's and with what makes this view another."""

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from evomerge.build import LiveModel, Plan, into_directory, into_model, open_models, plan
+from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, open_models, plan
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe
 from tests.test_architectures import assert_same_values, assert_writes
@@ -84,7 +84,7 @@ def test_the_language_part_is_merged_and_the_rest_is_kept(
     assert model.config.text_config.num_hidden_layers == (6 if name == "stack" else 4)
     assert model.config.vision_config.num_hidden_layers == 4
     live = LiveModel(made, "cpu")
-    into_model(made, live, lambda model, tensor: made.checkpoints[model].read(tensor))
+    into_model(made, live, Sources(made.checkpoints, "disk", torch.device("cpu"), reused=False))
     assert_same_values(model, live.model)
     assert_writes(model, "llava")
 

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, plan
+from evomerge.build.sinks import fill_place
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import ArchitectureError, CheckpointError, MergeError, RecipeError
 from evomerge.recipe import Recipe
@@ -33,9 +34,17 @@ def planned(text: str, models: dict[str, Path]) -> Plan:
     return plan(recipe, {name: Checkpoint.open(str(models[name])) for name in recipe.references()})
 
 
+def from_disk(made: Plan) -> Sources:
+    return Sources(made.checkpoints, "disk", torch.device("cpu"), reused=False)
+
+
 def merged(text: str, models: dict[str, Path]) -> dict[str, torch.Tensor]:
     made = planned(text, models)
-    return {job.info.name: made.merge(job, lambda m, n: made.checkpoints[m].read(n)) for job in made.jobs}
+    sources, found = from_disk(made), {}
+    for job in made.jobs:
+        found[job.info.name] = torch.empty(job.info.shape, dtype=job.info.dtype)
+        fill_place(made, job, sources, found[job.info.name])
+    return found
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -68,7 +77,7 @@ def test_memory_and_disk_hold_the_same_bits_and_transformers_loads_them(
     live = LiveModel(made, "cpu")
     sources = Sources(made.checkpoints, "memory", torch.device("cpu"))
     sources.load()
-    into_model(made, live, sources.read)
+    into_model(made, live, sources)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32 if dtype is None else "auto")
     on_disk, in_memory = loaded.state_dict(), live.model.state_dict()
     assert on_disk.keys() == in_memory.keys()
@@ -84,11 +93,10 @@ def test_memory_and_disk_hold_the_same_bits_and_transformers_loads_them(
 def test_filling_again_overwrites_every_value(models: dict[str, Path]):
     first, second = planned(METHODS["ties"], models), planned(METHODS["linear"], models)
     live = LiveModel(first, "cpu")
-    read = lambda model, name: Checkpoint.open(str(models[model])).read(name)  # noqa: E731
-    into_model(first, live, read)
-    into_model(second, live, read)
+    into_model(first, live, from_disk(first))
+    into_model(second, live, from_disk(second))
     fresh = LiveModel(second, "cpu")
-    into_model(second, fresh, read)
+    into_model(second, fresh, from_disk(second))
     for key, tensor in fresh.model.state_dict().items():
         assert torch.equal(tensor, live.model.state_dict()[key])
 
@@ -207,7 +215,7 @@ def test_other_architectures_fill_and_load(kind: str, tmp_path: Path):
     made = planned(METHODS["ties"], found)
     into_directory(made, tmp_path / "out")
     live = LiveModel(made, "cpu")
-    into_model(made, live, lambda model, name: made.checkpoints[model].read(name))
+    into_model(made, live, from_disk(made))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for key, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, live.model.state_dict()[key]), key

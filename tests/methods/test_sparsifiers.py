@@ -18,7 +18,10 @@ def kept(tensor, count, *, piece=7, listed=False):
     magnitudes = Magnitudes(lambda start, stop: flat[start:stop].clone(), pieces, kept=listed)
     magnitude, position = magnitudes.threshold(count)
     above = [abs(number) > magnitude or math.isnan(number) for number in flat.tolist()]
-    return [big or (abs(number) == magnitude and i < position) for i, (big, number) in enumerate(zip(above, flat))]
+    return [
+        big or (abs(number) == magnitude and i < position)
+        for i, (big, number) in enumerate(zip(above, flat, strict=True))
+    ]
 
 
 def by_sorting(numbers, count):
