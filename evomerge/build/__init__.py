@@ -6,7 +6,7 @@ from evomerge.build.parameters import hole_starts, parameter_faults
 from evomerge.build.plan import DTYPES, Job, Plan
 from evomerge.build.planner import checked_method, parents, plan
 from evomerge.build.residence import Place, Sources, compute_device, free_bytes, residence
-from evomerge.build.sinks import into_directory, into_model
+from evomerge.build.sinks import into_directory, into_model, into_tensors
 
 __all__ = [
     "DTYPES",
@@ -23,6 +23,7 @@ __all__ = [
     "hole_starts",
     "into_directory",
     "into_model",
+    "into_tensors",
     "open_models",
     "parameter_faults",
     "parents",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -27,38 +27,39 @@ def into_model(plan: Plan, live: LiveModel, sources: Sources) -> None:
     Raises:
         MergeError: a tensor cannot be merged; the model then holds parts of two candidates: fill it again.
     """
-
-    def fill(job: Job) -> None:
-        place = live.places[job.info.name]
-        if place is not None:
-            fill_place(plan, job, sources, place)
-
-    # The largest first: none is left to one thread at the end while the others have nothing to do.
-    _each(fill, sorted(plan.jobs, key=lambda job: -job.info.nbytes), sources.device)
+    into_tensors(plan, live.places, sources)
 
 
-def fill_place(plan: Plan, job: Job, sources: Sources, place: Tensor) -> None:
-    """Writes one tensor of `plan` in place.
+def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sources) -> None:
+    """Writes every tensor of `plan` in place.
 
     Args:
         plan: how the model is made.
-        job: the tensor.
+        places: for each of the plan's tensors one of its shape, in the result's dtype or a wider one, which need not
+            be contiguous; None where it is not wanted.
         sources: where the weights are read.
-        place: a tensor of the job's shape, in the result's dtype or a wider one; it need not be contiguous.
 
     Raises:
-        MergeError: the tensor cannot be merged.
+        MergeError: a tensor cannot be merged.
     """
-    target = place if place.is_contiguous() else torch.empty_like(place, memory_format=torch.contiguous_format)
-    flat = target.view(-1)
 
-    def write(start: int, block: Tensor) -> None:
-        flat[start : start + len(block)].copy_(block)
+    def fill(job: Job) -> None:
+        place = places[job.info.name]
+        if place is None:
+            return
+        target = place if place.is_contiguous() else torch.empty_like(place, memory_format=torch.contiguous_format)
+        flat = target.view(-1)
 
-    with torch.no_grad():
-        plan.merge(job, sources.operands(job), write)
-        if target is not place:
-            place.copy_(target)
+        def write(start: int, block: Tensor) -> None:
+            flat[start : start + len(block)].copy_(block)
+
+        with torch.no_grad():
+            plan.merge(job, sources.operands(job), write)
+            if target is not place:
+                place.copy_(target)
+
+    # The largest first: none is left to one thread at the end while the others have nothing to do.
+    _each(fill, sorted(plan.jobs, key=lambda job: -job.info.nbytes), sources.device)
 
 
 def into_directory(

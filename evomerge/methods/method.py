@@ -150,7 +150,7 @@ class MergeMethod:
         found = self(Operands(sources, None if base is None else SourceTensor.of(base), name), parameters)
         if isinstance(found, Tensor):
             return found
-        result = torch.empty(tensors[0].shape, device=tensors[0].device)
+        result = torch.empty(tensors[0].shape, dtype=torch.float32, device=tensors[0].device)
         flat = result.view(-1)
         with torch.no_grad():
             found.run(lambda start, block: flat[start : start + len(block)].copy_(block))

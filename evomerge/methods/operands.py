@@ -231,6 +231,8 @@ class Fused:
         numel, device = self.inputs[0].numel, self.inputs[0].device
         # A GPU wants few large launches; its memory has room for some pieces of every source.
         piece, block = (PIECE, BLOCK) if device.type == "cpu" else (128 * PIECE, 128 * PIECE)
+        if numel == 0:
+            return
         cuts = sorted({stop for stop, _ in self.spans if stop < numel} | set(range(0, numel, piece)))
         spans = iter(self.spans)
         end, numbers = next(spans)

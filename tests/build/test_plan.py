@@ -7,8 +7,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, plan
-from evomerge.build.sinks import fill_place
+from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, into_tensors, plan
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import ArchitectureError, CheckpointError, MergeError, RecipeError
 from evomerge.recipe import Recipe
@@ -40,10 +39,8 @@ def from_disk(made: Plan) -> Sources:
 
 def merged(text: str, models: dict[str, Path]) -> dict[str, torch.Tensor]:
     made = planned(text, models)
-    sources, found = from_disk(made), {}
-    for job in made.jobs:
-        found[job.info.name] = torch.empty(job.info.shape, dtype=job.info.dtype)
-        fill_place(made, job, sources, found[job.info.name])
+    found = {info.name: torch.empty(info.shape, dtype=info.dtype) for info in made.layout}
+    into_tensors(made, found, from_disk(made))
     return found
 
 

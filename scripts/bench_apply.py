@@ -1,0 +1,192 @@
+"""Measure `evomerge apply` against `mergekit-yaml`: seconds to a model on disk, and peak memory.
+
+    python scripts/bench_apply.py BASE A B --mergekit ~/mergekit/bin/python [--method ties] [--rounds 3] [--json]
+    python scripts/bench_apply.py --memory [--scratch DIR] [--json]          (writes up to 45 GB, and removes it)
+
+The first form runs both commands in turn, each in a fresh process from its start to its end, on a recipe of BASE and
+its fine-tunes A and B. The second makes a pair of checkpoints of 6 GB and one of 12 GB, with the shapes of Llama 3.2 3B
+and twice its layers, merges each, and tells the most memory that the process held, as `/usr/bin/time -v` does. There
+--mergekit is optional.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from bench_build import recipe_of
+
+from evomerge.checkpoint import CheckpointWriter, TensorInfo
+
+SIDES = ("evomerge", "mergekit")
+
+
+def command(side: str, recipe: Path, out: Path, mergekit: str | None) -> list[str]:
+    """Returns what a user would type."""
+    if side == "evomerge":
+        return [sys.executable, "-m", "evomerge", "apply", str(recipe), str(out)]
+    return [str(Path(str(mergekit)).parent / "mergekit-yaml"), str(recipe), str(out), "--lazy-unpickle", "--quiet"]
+
+
+def run(arguments: list[str]) -> tuple[float, float]:
+    """Runs a command; returns its seconds and the most memory that it held, in bytes."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert process.stderr is not None
+    text = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(arguments)} failed:\n{text.decode(errors='replace')[-2000:]}")
+    return time.perf_counter() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def merge(side: str, data: dict[str, Any], folder: Path, mergekit: str | None) -> tuple[float, float]:
+    """Merges once; returns seconds and bytes."""
+    recipe, out = folder / "recipe.yaml", folder / "out"
+    recipe.write_text(yaml.safe_dump(data), encoding="utf-8")
+    found = run(command(side, recipe, out, mergekit))
+    shutil.rmtree(out)
+    return found
+
+
+def speed(methods: list[str], models: list[str], mergekit: str, rounds: int) -> list[dict[str, Any]]:
+    """Returns the figures of each method, the sides taking turns."""
+    figures = []
+    with tempfile.TemporaryDirectory(dir=Path(models[0]).parent) as folder:
+        for method in methods:
+            found: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+            for step in range(rounds):
+                for side in SIDES:
+                    print(f"{method}: {side}, round {step + 1} of {rounds}", file=sys.stderr, flush=True)
+                    found[side].append(merge(side, recipe_of(method, models, step), Path(folder), mergekit))
+            row: dict[str, Any] = {"method": method}
+            for side in SIDES:
+                row[side] = statistics.median(seconds for seconds, _ in found[side])
+                row[f"{side}_peak_bytes"] = max(peak for _, peak in found[side])
+            figures.append({**row, "times_as_fast": row["mergekit"] / row["evomerge"]})
+    return figures
+
+
+def shapes(layers: int) -> Iterator[TensorInfo]:
+    """Yields the tensors of Llama 3.2 3B, whose head is its embedding, with so many layers."""
+    hidden, inner, keys, words = 3072, 8192, 1024, 128_256
+    sizes = {
+        "input_layernorm": (hidden,),
+        "mlp.down_proj": (hidden, inner),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.v_proj": (keys, hidden),
+    }
+    yield TensorInfo("model.embed_tokens.weight", torch.bfloat16, (words, hidden))
+    for layer in range(layers):
+        for name, shape in sizes.items():
+            yield TensorInfo(f"model.layers.{layer}.{name}.weight", torch.bfloat16, shape)
+    yield TensorInfo("model.norm.weight", torch.bfloat16, (hidden,))
+
+
+def make(folder: Path, layers: int, seed: int) -> int:
+    """Writes a checkpoint of random values; returns its bytes."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_attention_heads": 24,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+        "vocab_size": 128_256,
+        "dtype": "bfloat16",
+    }
+    layout = list(shapes(layers))
+    # The same values again and again: how many there are is what counts here.
+    values = torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed)).mul_(0.02).to(torch.bfloat16)
+    with CheckpointWriter(folder, layout) as out:
+        for info in layout:
+            for start in range(0, info.numel, len(values)):
+                out.write_part(info.name, start, values[: info.numel - start])
+        out.commit(config=config)
+    return sum(info.nbytes for info in layout)
+
+
+def memory(scratch: Path | None, methods: list[str], mergekit: str | None) -> list[dict[str, Any]]:
+    """Returns the peak memory for models of one size and of twice that."""
+    figures = []
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        for layers in (28, 60):
+            folder = Path(place) / str(layers)
+            folder.mkdir()
+            models = [str(folder / name) for name in ("base", "tuned")]
+            print(f"making two checkpoints of {layers} layers", file=sys.stderr, flush=True)
+            nbytes = max(make(Path(model), layers, seed) for seed, model in enumerate(models))
+            for method in methods:
+                data = recipe_of(method, [*models, models[1]], 0)
+                data["models"] = data["models"][:1]
+                row: dict[str, Any] = {"method": method, "bytes_each": nbytes}
+                for side in SIDES[: 2 if mergekit else 1]:
+                    print(f"{method}: {side}", file=sys.stderr, flush=True)
+                    row[side], row[f"{side}_peak_bytes"] = merge(side, data, folder, mergekit)
+                figures.append(row)
+            shutil.rmtree(folder)
+    return figures
+
+
+def table(figures: list[dict[str, Any]]) -> str:
+    """Returns the figures for people."""
+    lines = []
+    for row in figures:
+        size = f" of {row['bytes_each'] / 1e9:.1f} GB" if "bytes_each" in row else ""
+        sides = "; ".join(
+            f"{side} {row[side]:.1f} s, {row[f'{side}_peak_bytes'] / 1e9:.2f} GB at most"
+            for side in SIDES
+            if side in row
+        )
+        ratio = f"; {row['times_as_fast']:.1f} times as fast" if "times_as_fast" in row else ""
+        lines.append(f"{row['method']}{size}: {sides}{ratio}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the command line, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="BASE A B, folders of checkpoints")
+    parser.add_argument("--method", action="append", help="by default linear and ties")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="the Python of an environment that has mergekit")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side (3)")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory on large models made for it")
+    parser.add_argument("--scratch", type=Path, help="where --memory makes its models; by default the system's place")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    methods = arguments.method or ["linear", "ties"]
+    if arguments.memory:
+        figures = memory(arguments.scratch, methods, arguments.mergekit)
+    elif len(arguments.models) != 3 or not arguments.mergekit:
+        parser.error("name BASE, A and B, and the Python that has mergekit; or --memory")
+    else:
+        models = [str(Path(model).resolve()) for model in arguments.models]
+        figures = speed(methods, models, arguments.mergekit, arguments.rounds)
+    print(json.dumps({"merges": figures}, indent=2) if arguments.json else table(figures))
+
+
+if __name__ == "__main__":
+    main()
