@@ -77,6 +77,8 @@ class LanguagePart:
         for key in self.config.keys() - changed.keys():
             text.pop(key, None)
         text |= {key: value for key, value in changed.items() if key not in self.config or self.config[key] != value}
+        if changed["tie_word_embeddings"] != self.config["tie_word_embeddings"]:
+            result["tie_word_embeddings"] = changed["tie_word_embeddings"]
         return result
 
 

@@ -32,11 +32,17 @@ class Architecture:
         num_layers: the depth of the language model's stack; 0 for a model without one.
         stack: what the names of its tensors have before the layer's number, with the dot; "" where
             `num_layers` is 0.
+        ties: whether the config says that the head is the embedding.
+        heads: names of tensors that are a head as the embedding could be.
+        embeddings: names of embeddings, of positions too.
         tied: names of tensors that repeat another (a head that is the embedding) and are not written out.
     """
 
     num_layers: int
     stack: str
+    ties: bool
+    heads: frozenset[str]
+    embeddings: frozenset[str]
     tied: frozenset[str]
     _late: frozenset[str]
 
@@ -61,7 +67,7 @@ class Architecture:
                 f"of layers, found {_listed(stacks)}; use a decoder-only or encoder-only model"
             )
         if depth < 1:
-            return cls(0, "", frozenset(), frozenset())
+            return cls(0, "", False, *[frozenset()] * 4)
         stack = _choose(stacks, depth)
         beside = {name: module_beside(name, stack) for name in names if _index(name, stack) is None}
         norms = {name for name, module in beside.items() if _NORM.fullmatch(module)}
@@ -70,11 +76,12 @@ class Architecture:
             norms = {name for name, module in beside.items() if "embed" in module and "norm" in module}
         late = norms | {name for name, module in beside.items() if _AFTER.fullmatch(module)}
         late |= {name for name in names if (_index(name, stack) or 0) >= depth}
-        early = beside.keys() - late
-        heads = {name for name in late if TIED_HEAD.fullmatch(name)}
+        heads = frozenset(name for name in late if TIED_HEAD.fullmatch(name))
+        embeddings = frozenset(name for name in beside.keys() - late if EMBEDDING.search(name))
+        ties = ties_head(config)
         # Without the embedding in the file the head is no repetition but the only copy.
-        tied = bool(heads) and any(EMBEDDING.search(name) for name in early) and ties_head(config)
-        return cls(depth, stack, frozenset(heads if tied else ()), frozenset(late))
+        tied = heads if ties and embeddings else frozenset()
+        return cls(depth, stack, ties, heads, embeddings, tied, frozenset(late))
 
     def layer_of(self, name: str) -> int | None:
         """The layer that a tensor belongs to, from 0; None outside the layers.
@@ -89,6 +96,21 @@ class Architecture:
             return None
         layer = _index(name, self.stack)
         return layer if layer is not None and layer < self.num_layers else None
+
+    def at_depth(self, name: str, depth: int) -> str:
+        """The name that a tensor outside the layers has in a stack of another depth.
+
+        Layers past the config's depth, which predict further tokens, stay past it.
+
+        Args:
+            name: a tensor outside the layers.
+            depth: how many layers the stack has.
+        """
+        past = _index(name, self.stack)
+        if past is None or not self.num_layers:
+            return name
+        _, dot, rest = name[len(self.stack) :].partition(".")
+        return f"{self.stack}{past - self.num_layers + depth}{dot}{rest}"
 
     def position(self, name: str) -> Literal["before", "layers", "after"]:
         """Where a tensor takes part: embeddings before the layers, the final norm and the head after them.

@@ -88,8 +88,8 @@ def completed(plan: Plan) -> Plan:
     """
     name = _whole_name(plan.recipe)
     view, rest = plan.checkpoints[name], plan.checkpoints[_rest(name)]
-    assert isinstance(view, CheckpointView)
-    whole = view.inner
+    assert isinstance(rest, CheckpointView)
+    whole = rest.inner
     part = LanguagePart.of(whole.config, whole.tensors)
     architecture = Architecture.of(view.config, view.tensors)
     made = {job.info.name for job in plan.jobs} | architecture.tied

@@ -276,7 +276,7 @@ class _Planner:
                 jobs += self.layer(part, offset, layer)
                 layer += 1
         for part, position in [(part, "after") for part in [stack[-1], *beside]]:
-            jobs += [self.outside(name, part) for name in self.names(part, position) if name not in tied]
+            jobs += [self.outside(name, part, layer) for name in self.names(part, position) if name not in tied]
         if self.faults:
             lines = list(self.faults)
             more = [f"... and {len(lines) - self.MOST_FAULTS} more like these"]
@@ -293,9 +293,12 @@ class _Planner:
             if architecture.position(name) == position and self.module_of.get(name, part.module) == part.module
         ]
 
-    def outside(self, name: str, part: _Part) -> Job:
+    def outside(self, name: str, part: _Part, depth: int | None = None) -> Job:
+        """Returns the job of a tensor outside the layers; of one after them where the result has `depth` of them."""
         places = [(source.model, name) for source in part.inputs]
-        return self.job(name, part, places, (part.base.model, name) if part.base else None, 0.0)
+        architecture = self.architectures[part.inputs[0].model]
+        own = name if depth is None else architecture.at_depth(name, depth)
+        return self.job(own, part, places, (part.base.model, name) if part.base else None, 0.0)
 
     def layer(self, part: _Part, offset: int, layer: int) -> list[Job]:
         first = part.inputs[0]
