@@ -52,6 +52,13 @@ class _Renamed(CheckpointView):
             return own
         return torch.cat([own, self._whole.read(name)[len(own) :].to(own.dtype)])
 
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """See `Checkpoint.piece`."""
+        own = self._names[name]
+        if self.tensors[name].shape == self.inner.tensors[own].shape:
+            return self.inner.piece(own, start, stop)
+        return super().piece(name, start, stop)
+
 
 def language_parts(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
     """Returns the models of a recipe with a component as they are merged, and what the result has besides.

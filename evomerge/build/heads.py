@@ -35,6 +35,10 @@ class _Untied(CheckpointView):
         """See `CheckpointView.made`."""
         return self.inner.read(self._repeated.get(name, name))
 
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """See `Checkpoint.piece`."""
+        return self.inner.piece(self._repeated.get(name, name), start, stop)
+
 
 def with_own_heads(opened: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
     """Returns the models of a recipe, each with a head of its own where one of them has one.

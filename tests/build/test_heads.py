@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from evomerge.build import LiveModel, Plan, into_directory, into_model, open_models, plan
+from evomerge.build import Plan, into_directory, open_models, plan
 from evomerge.recipe import Recipe
-from tests.test_architectures import assert_same_values
+from tests.test_architectures import assert_same_values, live
 from tests.tiny import tiny_checkpoint
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -52,9 +52,7 @@ def test_a_head_of_its_own_is_kept_whatever_the_config_says(tied: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tied / "out")
     assert torch.equal(loaded.lm_head.weight, out[HEAD])
     assert torch.equal(loaded.model.embed_tokens.weight, out[EMBEDDING])
-    live = LiveModel(made, "cpu")
-    into_model(made, live, lambda model, name: made.checkpoints[model].read(name))
-    assert_same_values(loaded, live.model)
+    assert_same_values(loaded, live(made))
 
 
 @pytest.mark.parametrize("own", ["a", "b"])
