@@ -6,6 +6,7 @@ from evomerge.build.parameters import hole_starts, parameter_faults
 from evomerge.build.plan import DTYPES, Job, Plan
 from evomerge.build.planner import checked_method, parents, plan
 from evomerge.build.residence import Place, Sources, compute_device, free_bytes, residence
+from evomerge.build.side_files import chat_template
 from evomerge.build.sinks import into_directory, into_model, into_tensors
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Place",
     "Plan",
     "Sources",
+    "chat_template",
     "checked_method",
     "compute_device",
     "compute_dtype",

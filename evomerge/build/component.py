@@ -111,10 +111,7 @@ def completed(plan: Plan) -> Plan:
     stored = plan.recipe.out_dtype or plan.recipe.dtype
     if stored:
         config = {**{key: value for key, value in config.items() if key != "torch_dtype"}, "dtype": stored}
-    tokenizer_donor = whole if plan.tokenizer_donor is view else plan.tokenizer_donor
-    return dataclasses.replace(
-        plan, donor=whole, tokenizer_donor=tokenizer_donor, config=config, jobs=plan.jobs + beside
-    )
+    return dataclasses.replace(plan, donor=whole, config=config, jobs=plan.jobs + beside)
 
 
 def _whole_name(recipe: Recipe) -> str:

@@ -7,13 +7,15 @@ from evomerge.build.heads import with_own_heads
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import Recipe
+from evomerge.vocabulary import aligned
 
 
 def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     """Returns every model that the recipe names, opened, by its name there; no weights are loaded.
 
     They are opened once and serve every candidate of a search. Each has a head of its own where one of them has.
-    Where the recipe merges a component, each is seen through it, and what the larger model has besides is one more.
+    Where the recipe says which vocabulary the result has, each is seen with that one. Where it merges a component, each
+    is seen through it, and what the larger model has besides is one more.
 
     Raises:
         RecipeError: with a line for every model that cannot be opened.
@@ -29,6 +31,11 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     if faults:
         raise RecipeError(faults)
     if recipe.component is None:
-        return with_own_heads(opened)
+        headed = with_own_heads(opened)
+        return aligned(recipe, headed) if recipe.vocabulary() is not None else headed
+    if recipe.vocabulary() is not None:
+        message = "a component keeps the vocabulary of the larger model; take the tokenizer out of the recipe"
+        place = "tokenizer" if recipe.tokenizer_source is None else "tokenizer_source"
+        raise RecipeError([recipe.fault((place,), message)])
     parts = language_parts(recipe, opened)
     return parts | with_own_heads({name: parts[name] for name in opened})

@@ -59,7 +59,6 @@ class Plan:
         method: its merge method.
         checkpoints: every model that is read, by its name in the recipe.
         donor: the model that gives the config, the tokenizer and the generation settings.
-        tokenizer_donor: the model that gives the tokenizer's files.
         config: the result's config.json.
         jobs: one for each tensor.
     """
@@ -68,7 +67,6 @@ class Plan:
     method: MergeMethod
     checkpoints: Mapping[str, Checkpoint]
     donor: Checkpoint
-    tokenizer_donor: Checkpoint
     config: Mapping[str, Any]
     jobs: tuple[Job, ...]
 

@@ -16,6 +16,7 @@ from evomerge.build.component import completed
 from evomerge.build.modules import owners
 from evomerge.build.parameters import Levels, parameter_faults, resolved
 from evomerge.build.plan import DTYPES, Job, Plan
+from evomerge.build.side_files import chat_template_faults
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.document import Location, suggestion
 from evomerge.errors import RecipeError
@@ -67,7 +68,7 @@ def checked_method(recipe: Recipe) -> MergeMethod:
         message = f'there is no method "{recipe.merge_method}"{near}'
         raise RecipeError([recipe.fault(("merge_method",), message)])
     chosen = method(recipe.merge_method)
-    faults = parameter_faults(recipe, chosen)
+    faults = [*parameter_faults(recipe, chosen), *chat_template_faults(recipe)]
     for part in _parts(recipe, chosen, depth=0):
         if part.base is None and chosen.base in ("required", "endpoint"):
             message = f'{chosen.name} merges against a base model; add "base_model"'
@@ -108,7 +109,6 @@ def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
     """
     chosen = checked_method(recipe)
     donor = checkpoints[_donor(recipe)]
-    tokenizer_donor = _tokenizer_donor(recipe, checkpoints, donor)
     architectures = {
         name: Architecture.of(checkpoints[name].config, checkpoints[name].tensors) for name in recipe.references()
     }
@@ -132,7 +132,7 @@ def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
     if dtype:
         # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
         config = {**{k: v for k, v in config.items() if k != "torch_dtype"}, "dtype": dtype}
-    made = Plan(recipe, chosen, checkpoints, donor, tokenizer_donor, config, jobs)
+    made = Plan(recipe, chosen, checkpoints, donor, config, jobs)
     return completed(made) if recipe.component else made
 
 
@@ -188,17 +188,6 @@ def _parted(
     listed = [source for source in sources if source.model == base]
     at_base = listed[0] if listed else _Source(base, sources[0].first, {}, place)
     return at_base, tuple(source for source in sources if source is not at_base)
-
-
-def _tokenizer_donor(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], donor: Checkpoint) -> Checkpoint:
-    source = recipe.tokenizer_source
-    if source is None or source == "base":
-        return donor
-    if source not in checkpoints:
-        known = suggestion(source, ["base", *checkpoints])
-        message = f'found "{source}", which is neither "base" nor one of the models{known}'
-        raise RecipeError([recipe.fault(("tokenizer_source",), message)])
-    return checkpoints[source]
 
 
 def _refuse_strangers(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -339,7 +328,11 @@ class _Planner:
                 self.fault(place, f"{other} has no tensor {tensor}, which {model} has")
             elif found.shape != like.shape:
                 shapes = f"{list(found.shape)}, but {list(like.shape)} in {model}"
-                self.fault(place, f"{other}: {tensor} has shape {shapes}; merge models of one architecture")
+                rows_alone = found.shape[1:] == like.shape[1:] and self.architectures[model].layer_of(own_name) is None
+                advice = "say which vocabulary to take (tokenizer: {source: union})"
+                if not rows_alone:
+                    advice = "merge models of one architecture"
+                self.fault(place, f"{other}: {tensor} has shape {shapes}; {advice}")
             else:
                 widest = torch.promote_types(widest, found.dtype)
         floating = like.dtype.is_floating_point

@@ -5,13 +5,24 @@ safetensors files are read: a pickle runs code when it is opened.
 """
 
 from evomerge.checkpoint.adapter import AdaptedCheckpoint
-from evomerge.checkpoint.header import TensorInfo
-from evomerge.checkpoint.hub import Reference, adapter_folder
-from evomerge.checkpoint.reading import Checkpoint
+from evomerge.checkpoint.header import TensorInfo, read_object
+from evomerge.checkpoint.hub import Reference, adapter_folder, tokenizer_folder
+from evomerge.checkpoint.reading import TEMPLATES, Checkpoint, files_beside
 from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
 
-__all__ = ["AdaptedCheckpoint", "Checkpoint", "CheckpointView", "CheckpointWriter", "TensorInfo", "open_checkpoint"]
+__all__ = [
+    "TEMPLATES",
+    "AdaptedCheckpoint",
+    "Checkpoint",
+    "CheckpointView",
+    "CheckpointWriter",
+    "TensorInfo",
+    "files_beside",
+    "open_checkpoint",
+    "read_object",
+    "tokenizer_folder",
+]
 
 
 def open_checkpoint(text: str) -> Checkpoint:

@@ -192,8 +192,7 @@ class Checkpoint:
         The generation config, the tokenizer's and processors' files, chat templates; never code. A file in
         ``additional_chat_templates`` keeps that folder when `CheckpointWriter.commit` copies it.
         """
-        found = {path for pattern in _SIDE_FILES for path in self.folder.glob(pattern) if path.is_file()}
-        return tuple(sorted(found))
+        return files_beside(self.folder)
 
     def close(self) -> None:
         """Lets go of the files. Tensors already read stay valid; reading more is an error."""
@@ -241,6 +240,12 @@ class Checkpoint:
             start = (size - _PIECE_BYTES) * piece // (_PIECES - 1)
             digest.update(data[start : start + _PIECE_BYTES])
         return digest.digest()
+
+
+def files_beside(folder: Path) -> tuple[Path, ...]:
+    """The small files of a model in a folder, sorted; see `Checkpoint.side_files`."""
+    found = {path for pattern in _SIDE_FILES for path in folder.glob(pattern) if path.is_file()}
+    return tuple(sorted(found))
 
 
 def map_file(path: Path) -> Tensor:

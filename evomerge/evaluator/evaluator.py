@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from evomerge.build import LiveModel, Plan, Sources, into_model
+from evomerge.build import LiveModel, Plan, Sources, chat_template, into_model
 from evomerge.errors import CheckpointError
 from evomerge.evaluator.encoding import Encoded, encode
 from evomerge.evaluator.scoring import Runner
@@ -163,14 +163,14 @@ def load_tokenizer(plan: Plan) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(plan.tokenizer_donor.folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(plan.donor.folder))
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise CheckpointError(
-            f"{plan.tokenizer_donor.reference}: its tokenizer cannot be loaded ({str(fault).splitlines()[0]});"
+            f"{plan.donor.reference}: its tokenizer cannot be loaded ({str(fault).splitlines()[0]});"
             " the folder needs tokenizer.json or the files that its tokenizer's class reads"
         ) from None
-    template = plan.recipe.chat_template
-    if template and template != "auto":
+    template = chat_template(plan)
+    if template is not None:
         tokenizer.chat_template = template
     return tokenizer
 

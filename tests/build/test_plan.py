@@ -230,7 +230,6 @@ def test_other_architectures_fill_and_load(kind: str, tmp_path: Path):
             "slices[1].sources[0].layer_range: the range ends at 5, but b has 4 layers; end at 4 or less",
         ),
         (METHODS["stack"].replace("model: b, layer_range: [1, 4]", "model: wide, layer_range: [1, 4]"), "shape"),
-        (METHODS["linear"] + "tokenizer_source: c\n", "tokenizer_source"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_its_place(text: str, words: str, models: dict[str, Path]):
