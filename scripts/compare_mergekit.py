@@ -38,6 +38,7 @@ import transformers
 from mergekit_comparison import (
     Comparison,
     Finding,
+    allowed,
     compare_configs,
     compare_tensors,
     compare_tokenizers,
@@ -46,6 +47,7 @@ from mergekit_comparison import (
     read_tensors,
 )
 from mergekit_statistics import CONSENSUS, Masked, examine, fusion_faults
+from torch import Tensor
 
 from evomerge.build import Job, Plan, into_directory
 from evomerge.errors import EvomergeError
@@ -214,42 +216,68 @@ def compare(path: Path, folder: Path, mergekit: Mergekit, sections: list[str]) -
 def compare_folders(ours: Path, theirs: Path, layout: bool, plan: Plan, result: Result) -> Comparison:
     """Returns how two models differ; merges with random masks are tested, which is noted in `result`."""
     mine, other = read_tensors(ours, layout), read_tensors(theirs, layout)
-    method = plan.method.name
-    tested = {} if layout else {job.info.name: job for job in plan.jobs if _is_random(method, job)}
+    jobs = [] if layout else [job for job in plan.jobs if _is_random(plan.method.name, job)]
+    tested = {job.info.name for job in jobs if job.info.name in mine.keys() & other.keys()}
     comparison = compare_tensors(
         {name: tensor for name, tensor in mine.items() if name not in tested},
         {name: tensor for name, tensor in other.items() if name not in tested},
     )
-    farthest, sigmas = 0.0, 0.0
-    for name, job in tested.items():
+    if tested:
+        jobs = [job for job in jobs if job.info.name in tested]
+        result.notes += test_random(plan, jobs, mine, other, comparison)
+    comparison.findings += [*compare_configs(ours, theirs), *compare_tokenizers(ours, theirs)]
+    return comparison
+
+
+def test_random(
+    plan: Plan, jobs: list[Job], ours: dict[str, Tensor], theirs: dict[str, Tensor], comparison: Comparison
+) -> list[str]:
+    """Tests tensors that two programs may well merge differently, each by itself; returns what was seen.
+
+    Args:
+        plan: how evomerge made the model.
+        jobs: those of its jobs that make these tensors.
+        ours: evomerge's tensors by name.
+        theirs: mergekit's.
+        comparison: takes what is found.
+    """
+    method, notes = plan.method.name, []
+    farthest, sigmas, apart, near, elements = 0.0, 0.0, 0, 0, 0
+    for job in jobs:
+        name = job.info.name
+        if ours[name].dtype != theirs[name].dtype:
+            text = f"{name}: dtype {ours[name].dtype}, mergekit {theirs[name].dtype}"
+            comparison.findings.append(Finding("tensors", name, text))
         inputs = [plan.checkpoints[model].read(tensor).float() for model, tensor in job.inputs]
         assert job.base is not None
         assert job.parameters is not None
         base = plan.checkpoints[job.base[0]].read(job.base[1]).float()
-        for program, tensors in (("evomerge", mine), ("mergekit", other)):
-            if name not in tensors:
-                comparison.findings.append(Finding("missing", name, f"{name}: {program} does not write it"))
-                continue
+        for program, merged in (("evomerge", ours[name]), ("mergekit", theirs[name])):
             if method == "arcee_fusion":
-                faults = fusion_faults(tensors[name], base, inputs[0])
+                faults, undecided = fusion_faults(merged, base, inputs[0])
             else:
                 case = Masked.of(method, base, inputs, job.parameters.shared, job.parameters.models)
-                verdict = examine(tensors[name], base, case)
-                faults = list(verdict.faults)
+                verdict = examine(merged, base, case)
+                faults = verdict.faults
                 farthest, sigmas = max(farthest, verdict.farthest), max(sigmas, verdict.sigmas)
                 comparison.differences[name] = max(comparison.differences.get(name, 0.0), verdict.farthest)
-                if base.numel() > 50_000 and program == "evomerge" and verdict.expected_share < 1:
-                    result.notes.append(
-                        f"{name}: changed {verdict.share:.4f} of the elements, expected {verdict.expected_share:.4f}"
-                    )
+                if base.numel() > 50_000 and verdict.expected_share < 1:
+                    shares = f"changed {verdict.share:.4f} of the elements, expected {verdict.expected_share:.4f}"
+                    notes.append(f"{name}: {program} {shares}")
             comparison.findings += [Finding("tensors", name, f"{name}: {program}: {fault}") for fault in faults]
-    if tested and method in CONSENSUS:
-        result.notes.append(
-            f"{len(tested)} tensors with random masks: no element farther than {farthest:.2g} from its values,"
-            f" no statistic farther than {sigmas:.1f} standard deviations from its expectation, in either"
-        )
-    comparison.findings += [*compare_configs(ours, theirs), *compare_tokenizers(ours, theirs)]
-    return comparison
+        if method == "arcee_fusion":
+            gap = (ours[name].double() - theirs[name].double()).abs()
+            same = gap <= allowed(ours[name], theirs[name])
+            comparison.differences[name] = gap[same].max().item() if bool(same.any()) else 0.0
+            apart, near, elements = apart + int((~same).sum()), near + undecided, elements + gap.numel()
+    if method == "arcee_fusion":
+        text = f"of {elements:,} elements {near:,} are so near to the threshold that rounding or sampling decides"
+        return [*notes, f"{text}; {apart:,} differ"]
+    return [
+        *notes,
+        f"{len(jobs)} tensors with random masks: no element farther than {farthest:.2g} from its values, no"
+        f" statistic farther than {sigmas:.1f} standard deviations from its expectation, in either",
+    ]
 
 
 def layouts_differ(ours: Path, theirs: Path) -> bool:

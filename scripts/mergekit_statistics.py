@@ -269,8 +269,8 @@ def _scale_faults(case: Masked, scale: float, model: int, kept: Tensor, deviatio
     return faults
 
 
-def fusion_faults(merged: Tensor, base: Tensor, other: Tensor) -> list[str]:
-    """Returns what of `merged` is no arcee_fusion of float32 `other` into `base`.
+def fusion_faults(merged: Tensor, base: Tensor, other: Tensor) -> tuple[tuple[str, ...], int]:
+    """Returns what of `merged` is no arcee_fusion of float32 `other` into `base`, and how many elements are left open.
 
     The threshold of the importance cannot be told exactly: the divergence is a sum of float32 terms that nearly cancel,
     and over a million elements mergekit takes the threshold from a sample of that many. So elements whose exact
@@ -293,8 +293,9 @@ def fusion_faults(merged: Tensor, base: Tensor, other: Tensor) -> list[str]:
     as_base, as_other = ((merged - end).abs() <= 2e-7 * end.abs().clamp(min=1) for end in (base, other))
     wrong = sure & ~torch.where(fused, as_other, as_base)
     neither = ~(as_base | as_other)
-    found = [f"{int(neither.sum()):,} elements are neither model's"] if bool(neither.any()) else []
-    return found + ([f"{int(wrong.sum()):,} elements on the wrong side of the threshold"] if bool(wrong.any()) else [])
+    found = {"elements are neither model's": neither, "elements on the wrong side of the threshold": wrong}
+    faults = tuple(f"{int(those.sum()):,} {text}" for text, those in found.items() if bool(those.any()))
+    return faults, int((~sure).sum())
 
 
 def _importance(base: Tensor, other: Tensor) -> Tensor:

@@ -140,11 +140,13 @@ def test_fusion_passes_and_one_element_on_the_wrong_side_does_not():
     importance = (other - base).abs() * (p * (p / q).log()).sum(-1, keepdim=True)
     lower, median, upper = (importance.flatten().sort().values[int(q * 4095)] for q in (0.25, 0.5, 0.75))
     fused = torch.where(importance >= median + 1.5 * (upper - lower), other, base)
-    assert fusion_faults(fused, base, other) == []
+    faults, undecided = fusion_faults(fused, base, other)
+    assert faults == ()
+    assert undecided < 40
     wrong = fused.clone()
     wrong.view(-1)[importance.argmax()] = base.view(-1)[importance.argmax()]
-    assert fusion_faults(wrong, base, other) == ["1 elements on the wrong side of the threshold"]
-    assert fusion_faults((fused + other) / 2, base, other)[0].endswith("elements are neither model's")
+    assert fusion_faults(wrong, base, other)[0] == ("1 elements on the wrong side of the threshold",)
+    assert fusion_faults((fused + other) / 2, base, other)[0][0].endswith("elements are neither model's")
 
 
 def test_tensors_that_differ_are_found():
