@@ -1,0 +1,42 @@
+"""A search over models with adapters and vocabularies of their own: what is written scores what was recorded."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from evomerge.build import into_directory
+from evomerge.cli.evaluation import evaluated
+from evomerge.study import Study, conclude, open_recipe, prepare
+from tests.study.search_case import write_case
+from tests.study.test_study import Watcher
+from tests.tiny import VOCABULARY, tiny_checkpoint
+
+
+def test_the_winner_of_a_search_over_a_union_with_an_adapter_scores_the_same_when_it_is_written(tmp_path: Path):
+    recipe = write_case(tmp_path, evaluations=3)
+    chat = tiny_checkpoint(tmp_path / "chat", seed=9, layers=2, extra_tokens=["<|im_end|>"])
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, 16), f"{name}.lora_B.weight": torch.ones(16, 2)}
+    save_file(tensors, lora / "adapter_model.safetensors")
+    (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 1}))
+    text = recipe.read_text().replace("dtype: bfloat16", "dtype: bfloat16\ntokenizer: {source: union}")
+    text = text.replace(f"model: {tmp_path}/a\n", f"model: {tmp_path}/a+{lora}\n")
+    recipe.write_text(text.replace(f"model: {tmp_path}/b\n", f"model: {chat}\n"))
+    preparation = prepare(recipe)
+    assert preparation.parents == (f"{tmp_path}/a+{lora}", str(chat))
+    with Study(preparation, tmp_path / "run", "cpu", Watcher()) as study:
+        study.run()
+        conclusion = conclude(study)
+        best = max(study.record.trials, key=lambda trial: (trial.objective, -trial.number))
+    assert conclusion.failures == 0
+    assert best.outcome is not None
+    into_directory(open_recipe(tmp_path / "run" / "best.yaml"), tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids("<|im_end|>") == VOCABULARY
+    tasks = [tmp_path / "tasks" / "likely.yaml", tmp_path / "tasks" / "written.yaml"]
+    scored = evaluated(str(tmp_path / "out"), tasks, ["search"], "cpu")["scores"]
+    assert {row["task"]: row["items"] for row in scored} == best.outcome.items
