@@ -11,10 +11,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from evomerge.errors import MergeError
+from evomerge.methods.arcee_fusion import ARCEE_FUSION
+from evomerge.methods.karcher import KARCHER
 from evomerge.methods.linear import LINEAR
 from evomerge.methods.method import MergeMethod, Parameter, Parameters, Value
+from evomerge.methods.model_stock import MODEL_STOCK
+from evomerge.methods.multislerp import MULTISLERP
+from evomerge.methods.nearswap import NEARSWAP
+from evomerge.methods.nuslerp import NUSLERP
 from evomerge.methods.operands import PIECE, Fused, Operands, SourceTensor
 from evomerge.methods.passthrough import PASSTHROUGH
+from evomerge.methods.ram import RAM, RAMPLUS_TL
+from evomerge.methods.sce import SCE
 from evomerge.methods.slerp import SLERP
 from evomerge.methods.task_arithmetic import (
     BREADCRUMBS,
@@ -47,6 +55,9 @@ METHODS: Mapping[str, MergeMethod] = MappingProxyType(
         for merge_method in (
             LINEAR,
             SLERP,
+            NUSLERP,
+            MULTISLERP,
+            KARCHER,
             TASK_ARITHMETIC,
             TIES,
             DARE_LINEAR,
@@ -55,6 +66,12 @@ METHODS: Mapping[str, MergeMethod] = MappingProxyType(
             DELLA_LINEAR,
             BREADCRUMBS,
             BREADCRUMBS_TIES,
+            MODEL_STOCK,
+            SCE,
+            RAM,
+            RAMPLUS_TL,
+            NEARSWAP,
+            ARCEE_FUSION,
             PASSTHROUGH,
         )
     }

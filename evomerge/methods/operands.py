@@ -222,6 +222,13 @@ class Fused:
         """Returns a merge whose numbers hold for the whole tensor."""
         return cls(kernel, tuple(inputs), ((inputs[0].numel, tuple(numbers)),))
 
+    @classmethod
+    def weighted(cls, operands: Operands, coefficients: Sequence[float]) -> Fused:
+        """Returns B + sum of c_i (X_i - B); without a base, the sum of c_i X_i."""
+        if operands.base is None:
+            return cls.uniform(combination, operands.tensors, coefficients)
+        return cls.uniform(displaced, (operands.base, *operands.tensors), coefficients)
+
     def run(self, write: Callable[[int, Tensor], object]) -> None:
         """Merges all of it, in order.
 
@@ -252,3 +259,12 @@ def combination(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
         # Not add_(alpha=...), which some processors fuse into one rounding and others do not.
         merged.add_(block.mul(number))
     return merged
+
+
+def displaced(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    """The kernel of blocks[0] + numbers[0] (blocks[1] - blocks[0]) + numbers[1] (blocks[2] - blocks[0]) + ..."""
+    base, *others = blocks
+    total = (others[0] - base).mul_(numbers[0])
+    for block, number in zip(others[1:], numbers[1:], strict=True):
+        total.add_((block - base).mul_(number))
+    return total.add_(base)

@@ -102,10 +102,10 @@ def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:
         for count in counts
     ]
     stops = sorted({operands.numel, *(threshold.position for threshold in thresholds)})
-    return tuple((stop, tuple(_dropped_up_to(threshold, stop) for threshold in thresholds)) for stop in stops)
+    return tuple((stop, tuple(dropped_up_to(threshold, stop) for threshold in thresholds)) for stop in stops)
 
 
-def _dropped_up_to(threshold: Threshold, stop: int) -> float:
+def dropped_up_to(threshold: Threshold, stop: int) -> float:
     """Returns the largest magnitude that is dropped in the span that ends at `stop`."""
     if stop > threshold.position:
         return threshold.magnitude

@@ -166,11 +166,7 @@ class _ElectedSum(_Sum):
         deltas = self.deltas(blocks, numbers)
         if not deltas:
             return base
-        # Elect: gamma = sgn(sum_i w_i d_i); the smallest number above zero makes the sign of zero +.
-        sign = torch.add(deltas[0], deltas[1]) if len(deltas) > 1 else deltas[0].clone()
-        for delta in deltas[2:]:
-            sign.add_(delta)
-        sign.add_(_SMALLEST).sign_()
+        sign = elected_sign(deltas)
         mixed = deltas[0].mul_(sign).relu_()
         divisor = None if self.weights is None else _scaled(torch.sign(mixed), self.weights[0])
         for index, delta in enumerate(deltas[1:], 1):
@@ -186,6 +182,15 @@ class _ElectedSum(_Sum):
                 divisor.masked_fill_(divisor == 0, 1.0)
             mixed.div_(divisor)
         return _scaled(mixed.mul_(sign), scale).add_(base)
+
+
+def elected_sign(deltas: Sequence[Tensor]) -> Tensor:
+    """Returns the sign of the sum at each element, + where that is zero."""
+    # Elect: gamma = sgn(sum_i w_i d_i); the smallest number above zero makes the sign of zero +.
+    sign = torch.add(deltas[0], deltas[1]) if len(deltas) > 1 else deltas[0].clone()
+    for delta in deltas[2:]:
+        sign.add_(delta)
+    return sign.add_(_SMALLEST).sign_()
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

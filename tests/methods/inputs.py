@@ -17,7 +17,7 @@ VALUES = {
     "t": (0.0, 0.3, 0.5, 0.9, 1.0, 1.25, -0.5),
     "seed": (0, 7),
     "gamma": (0.0, 0.01, 0.1, 0.9),
-    "epsilon": (0.0, 0.05, 0.09),
+    "epsilon": (0.0, 0.004, 0.05, 0.09),
 }
 
 
@@ -75,14 +75,18 @@ def some_value(parameter, rng):
     if parameter.kind == "bool":
         return bool(rng.integers(2))
     if parameter.name in VALUES:
-        return rng.choice(VALUES[parameter.name]).item()
+        valid = [value for value in VALUES[parameter.name] if parameter.fault(value) is None]
+        return rng.choice(valid).item()
     low = parameter.low if math.isfinite(parameter.low) else 0.0
     high = parameter.high if math.isfinite(parameter.high) else low + 1.0
-    return float(rng.uniform(low, high))
+    return float(rng.uniform(low, high)) if parameter.kind == "float" else int(rng.integers(low, low + 12))
 
 
 def draw(method, shape, seed, kind="normal", dtype=torch.float32):
-    """Draws arguments with every parameter given; the weights do not sum to zero."""
+    """Draws arguments with every parameter given; the weights do not sum to zero.
+
+    Where a base is optional, there is none for odd seeds.
+    """
     rng = np.random.default_rng(seed)
     fewest, most = fewest_and_most(method)
     count = int(rng.integers(fewest, most + 1))
@@ -92,7 +96,8 @@ def draw(method, shape, seed, kind="normal", dtype=torch.float32):
     if "weight" in models[0] and sum(own["weight"] for own in models) == 0:
         models[0]["weight"] += 0.5
     parameters = method.complete(shared, models)
-    return Arguments(tensors, None if method.base == "unused" else base, parameters)
+    without = method.base == "unused" or (method.base == "optional" and seed % 2)
+    return Arguments(tensors, None if without else base, parameters)
 
 
 def defaults(method, shape, seed=0, kind="normal", count=None):

@@ -136,9 +136,181 @@ def family(keep, consensus):
     return twin
 
 
+def along_arc(v0, v1, t):
+    """From one vector to another; the norms are at least 1e-7, and a line is what float32 sees as one."""
+    unit0, unit1 = (v / max(np.linalg.norm(v), 1e-7) for v in (v0, v1))
+    cosine = np.clip((unit0 * unit1).sum(), -1, 1)
+    if 1 - cosine**2 <= 1e-8:
+        return (1 - t) * v0 + t * v1
+    theta = np.arccos(cosine)
+    return (np.sin((1 - t) * theta) * v0 + np.sin(t * theta) * v1) / np.sin(theta)
+
+
+def nuslerp(tensors, base, shared, models, noise):
+    first, second = (own["weight"] for own in models)
+    t = 0.5 if abs(first + second) < 1e-6 else second / (first + second)
+    origin = 0 if base is None else base.astype(np.float64)
+    v0, v1 = (x.astype(np.float64) - origin for x in tensors)
+    if shared["nuslerp_flatten"] or v0.ndim < 2:
+        return origin + along_arc(v0.ravel(), v1.ravel(), t).reshape(v0.shape)
+    axis = 0 if shared["nuslerp_row_wise"] else -1
+    v0, v1 = np.moveaxis(v0, axis, -1), np.moveaxis(v1, axis, -1)
+    merged = np.empty_like(v0)
+    for place in np.ndindex(v0.shape[:-1]):
+        merged[place] = along_arc(v0[place], v1[place], t)
+    return origin + np.moveaxis(merged, -1, axis)
+
+
+def multislerp(tensors, base, shared, models, noise):
+    """With the tangents and the exponential map in full."""
+    if len(tensors) == 1:
+        return tensors[0].astype(np.float64)
+    weights, eps = np.array([own["weight"] for own in models]), shared["eps"]
+    if shared["normalize_weights"]:
+        weights = weights / weights.sum()
+    origin = 0 if base is None else base.astype(np.float64)
+    vectors = [(x.astype(np.float64) - origin).ravel() for x in tensors]
+    norms = np.array([np.linalg.norm(v) for v in vectors])
+    units = [v / (norm + eps) if norm + eps > 0 else v for v, norm in zip(vectors, norms, strict=True)]
+    mu = sum(w * u for w, u in zip(weights, units, strict=True))
+    length = np.linalg.norm(mu)
+    if length < max(eps, 1e-7):
+        merged = sum(w * v for w, v in zip(weights, vectors, strict=True))
+    else:
+        mu = mu / length
+        tangent = sum(w * (u - (u * mu).sum() * mu) for w, u in zip(weights, units, strict=True))
+        tau = np.linalg.norm(tangent) + eps
+        merged = (np.cos(tau) * mu + tangent * (np.sin(tau) / tau if tau else 1)) * (weights * norms).sum()
+    return origin + merged.reshape(tensors[0].shape)
+
+
+def karcher(tensors, base, shared, models, noise):
+    tol, shape = shared["tol"], tensors[0].shape
+    if len(tensors) == 1:
+        return tensors[0].astype(np.float64)
+    vectors = [x.astype(np.float64).ravel() for x in tensors]
+    norms = [np.linalg.norm(v) for v in vectors]
+    units = [v / norm for v, norm in zip(vectors, norms, strict=True) if norm > tol]
+    if not units:
+        return np.zeros(shape)
+    u = sum(units) / len(units)
+    u = units[0] if np.linalg.norm(u) <= tol else u / np.linalg.norm(u)
+    for _ in range(int(shared["max_iter"])):
+        v = np.zeros_like(u)
+        for unit in units:
+            theta = np.arccos(np.clip((u * unit).sum(), -1, 1))
+            if theta >= tol and np.sin(theta) >= 1e-6:
+                v += theta / np.sin(theta) * (unit - np.cos(theta) * u) / len(units)
+        size = np.linalg.norm(v)
+        if size < tol or size == 0:
+            break
+        u = np.cos(size) * u + np.sin(size) * v / size
+        u /= np.linalg.norm(u)
+    return (np.mean(norms) * u).reshape(shape)
+
+
+def nearswap(tensors, base, shared, models, noise):
+    a, b = base.astype(np.float64), tensors[0].astype(np.float64)
+    w = np.clip(shared["t"] / np.maximum(np.abs(a - b), 1e-6), 0, 1)
+    return w * b + (1 - w) * a
+
+
+def stock_ratio(deltas):
+    n = len(deltas)
+    cosines = []
+    for i in range(n):
+        for j in range(i):
+            norms = np.linalg.norm(deltas[i]) * np.linalg.norm(deltas[j])
+            cosines.append(np.clip((deltas[i] * deltas[j]).sum() / max(norms, 1e-6), -1, 1))
+    c = np.mean(cosines)
+    divisor = 1 + (n - 1) * c
+    return 0.0 if abs(divisor) < 1e-6 else n * c / divisor
+
+
+def model_stock(tensors, base, shared, models, noise):
+    origin = base.astype(np.float64)
+    deltas = [x.astype(np.float64) - origin for x in tensors]
+    mean = sum(deltas) / len(deltas)
+    if not shared["filter_wise"] or base.ndim < 2:
+        return origin + stock_ratio([d.ravel() for d in deltas]) * mean
+    ratio = np.empty(base.shape)
+    for row in np.ndindex(base.shape[:-1]):
+        ratio[row] = stock_ratio([d[row] for d in deltas])
+    return origin + ratio * mean
+
+
+def sce(tensors, base, shared, models, noise):
+    deltas = np.stack([(x - base).astype(np.float64) for x in tensors])
+    topk = shared["select_topk"]
+    if topk < 1:
+        mean = sum(deltas) / len(deltas)
+        variance = (sum((d - mean) ** 2 for d in deltas) / len(deltas)).astype(np.float32)
+        k = int(topk * np.count_nonzero(variance))
+        order = sorted(range(variance.size), key=lambda index: (-variance.ravel()[index], index))
+        selected = np.zeros(variance.size)
+        selected[order[:k]] = 1
+        deltas = deltas * selected.reshape(variance.shape)
+    total = deltas.sum(axis=0)
+    agree = np.sign(deltas) == np.where(total >= 0, 1.0, -1.0)
+    squares = (deltas**2).reshape(len(deltas), -1).mean(axis=1)
+    weights = np.full(len(deltas), 1 / len(deltas)) if squares.sum() < 1e-6 else squares / squares.sum()
+    kept = weights.reshape((-1,) + (1,) * base.ndim) * agree
+    votes = np.abs(deltas).sum(axis=0)
+    close = (votes > 0) & (np.abs(total) < 1e-6 * votes) & (total != 0)
+    merged = base + (deltas * kept).sum(axis=0) / np.maximum(kept.sum(axis=0), 1e-6)
+    return np.where(close, np.nan, merged)
+
+
+def arcee_fusion(tensors, base, shared, models, noise):
+    def probabilities(x):
+        powers = np.exp(x.astype(np.float64) - x.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True) + 1e-8
+
+    rows, base_rows = np.atleast_1d(tensors[0]), np.atleast_1d(base)
+    p, q = probabilities(rows), probabilities(base_rows)
+    divergence = (p * np.log(p / q)).sum(axis=-1, keepdims=True)
+    divergence = np.where(divergence < 1e-14, 0, divergence)
+    delta = rows - base_rows
+    importance = (np.abs(delta) * divergence.astype(np.float32)).astype(np.float64)
+    ascending = np.sort(importance.ravel())
+    q1, median, q3 = (ascending[int(share * (ascending.size - 1))] for share in (0.25, 0.5, 0.75))
+    threshold = median + 1.5 * (q3 - q1)
+    merged = np.where(importance >= threshold, rows, base_rows).astype(np.float64)
+    # The last bits of a divergence hang on the order of its sum.
+    close = np.abs(importance - threshold) < 1e-6 * threshold
+    return np.where(close, np.nan, merged).reshape(base.shape)
+
+
+def reinforced(plus):
+    def twin(tensors, base, shared, models, noise):
+        deltas = np.stack([(x - base).astype(np.float64) for x in tensors])
+        active = np.abs(deltas) > np.float32(shared["epsilon"])
+        count = active.sum(axis=0)
+        merged = base.astype(np.float64)
+        for delta, own in zip(deltas, active, strict=True):
+            alone, together = own & (count == 1), own & (count > 1)
+            stretch = 1.0
+            if plus:
+                rho = together.sum() / max(alone.sum(), 1e-5)
+                stretch = 1 + shared["r"] * np.clip(rho, 0, shared["alpha"])
+            merged = merged + np.where(alone, delta * stretch, 0) + np.where(together, delta / np.maximum(count, 1), 0)
+        return merged
+
+    return twin
+
+
 TWINS = {
     "linear": linear,
     "slerp": slerp,
+    "nuslerp": nuslerp,
+    "multislerp": multislerp,
+    "karcher": karcher,
+    "nearswap": nearswap,
+    "model_stock": model_stock,
+    "sce": sce,
+    "arcee_fusion": arcee_fusion,
+    "ram": reinforced(plus=False),
+    "ramplus_tl": reinforced(plus=True),
     "task_arithmetic": family(keep_all, consensus=False),
     "ties": family(keep_largest, consensus=True),
     "dare_linear": family(keep_random, consensus=False),

@@ -221,6 +221,19 @@ def test_defaults_are_those_of_mergekit():
     random = {"dare_linear", "dare_ties", "della", "della_linear"}
     assert {name for name, default in rescale.items() if default} == random
     assert set(rescale) == {"ties", "breadcrumbs", "breadcrumbs_ties"} | random
+    others = {
+        "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False, "weight": None},
+        "multislerp": {"normalize_weights": True, "eps": 1e-8, "weight": None},
+        "karcher": {"max_iter": 10, "tol": 1e-5},
+        "nearswap": {"t": None},
+        "model_stock": {"filter_wise": False},
+        "sce": {"select_topk": 1.0},
+        "ram": {"epsilon": 1e-5},
+        "ramplus_tl": {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
+        "arcee_fusion": {},
+    }
+    for name, wanted in others.items():
+        assert {p.name: p.default for p in method(name).parameters} == wanted
 
 
 def test_all_faults_are_told_at_once():
@@ -261,9 +274,14 @@ def test_an_unknown_method_gets_the_nearest_names():
 
 
 def test_the_tables_know_mergekits_names():
-    assert {"linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough"} <= set(METHODS)
-    known = {"weight", "density", "normalize", "rescale", "lambda", "t", "scale", "seed", "int8_mask"}
-    assert known <= KNOWN_PARAMETERS
+    means = {"linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "nearswap", "passthrough"}
+    family = {"task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear"}
+    family |= {"breadcrumbs", "breadcrumbs_ties"}
+    assert means | family | {"sce", "ram", "ramplus_tl", "arcee_fusion"} == set(METHODS)
+    known = {"weight", "density", "gamma", "epsilon", "normalize", "rescale", "lambda", "t", "scale", "int8_mask"}
+    known |= {"nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "eps", "max_iter", "tol", "filter_wise"}
+    known |= {"select_topk", "r", "alpha"}
+    assert known | {"seed"} == KNOWN_PARAMETERS
 
 
 def test_draws_cover_the_declared_kinds():

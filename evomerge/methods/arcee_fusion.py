@@ -1,0 +1,94 @@
+"""Arcee Fusion: takes over those elements of a model that matter most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.methods.lines import Lines
+from evomerge.methods.magnitudes import Magnitudes
+from evomerge.methods.method import MergeMethod, Parameters
+from evomerge.methods.operands import Fused, Operands, SourceTensor, combination
+
+# Added to probabilities, so that their ratio has a logarithm.
+_LEAST = 1e-8
+# A divergence this small is what rounding to float64 makes of none.
+_NO_DIVERGENCE = 1e-14
+
+
+def _arcee_fusion(operands: Operands, _: Parameters) -> Fused:
+    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+    ends = (operands.base, operands.tensors[0])
+    if operands.numel == 0:
+        return Fused.uniform(combination, ends, (0.0, 1.0))
+    divergence = Lines(operands, columns=False).spread(operands.once("divergence", lambda: _divergences(operands)))
+    threshold = operands.once("threshold", lambda: _threshold(operands, divergence))
+    if threshold <= 0:
+        return Fused.uniform(combination, ends, (0.0, 1.0))
+    # The largest float32 below the threshold, as the kernel keeps what is above.
+    below = np.float32(threshold)
+    if float(below) >= threshold:
+        below = np.nextafter(below, np.float32(-1))
+    return Fused.uniform(_fuse, (*ends, divergence), (float(below),))
+
+
+def _divergences(operands: Operands) -> Tensor:
+    """Returns KL(softmax X || softmax B) of each row, float32, of shape (rows,)."""
+    lines = Lines(operands, columns=False)
+    found = []
+    for first, stop in lines.groups():
+        p, q = (
+            source.piece(first * lines.length, stop * lines.length).double().view(-1, lines.length).softmax(dim=1)
+            + _LEAST
+            for source in (operands.tensors[0], operands.base)
+            if source is not None
+        )
+        divergence = (p * (p / q).log()).sum(dim=1)
+        found.append(divergence.masked_fill_(divergence < _NO_DIVERGENCE, 0).float())
+    return torch.cat(found)
+
+
+def _importance(delta: Tensor, divergence: Tensor) -> Tensor:
+    return delta.abs().mul_(divergence)
+
+
+def _threshold(operands: Operands, divergence: SourceTensor) -> float:
+    """Returns the median plus 1.5 times the interquartile range of the importances, exactly."""
+
+    def read(start: int, stop: int) -> Tensor:
+        return _importance(operands.delta(0, start, stop), divergence.piece(start, stop))
+
+    order = Magnitudes(read, list(operands.pieces()))
+
+    def quantile(share: float) -> float:
+        return order.threshold(operands.numel - int(share * (operands.numel - 1))).magnitude
+
+    return quantile(0.5) + 1.5 * (quantile(0.75) - quantile(0.25))
+
+
+def _fuse(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    """The kernel of B + d where |d| times the divergence exceeds the number, B elsewhere."""
+    base, tensor, divergence = blocks
+    delta = tensor - base
+    taken = torch.hardshrink(_importance(delta, divergence), numbers[0]).sign_()
+    return delta.mul_(taken).add_(base)
+
+
+ARCEE_FUSION = MergeMethod(
+    name="arcee_fusion",
+    summary="The base with those elements of another model that changed most in the rows that changed most.",
+    paper="https://arcee.ai",
+    parameters=(),
+    base="endpoint",
+    models=(1, 1),
+    merge=_arcee_fusion,
+)
+"""B + d at the elements whose importance is at least the median plus 1.5 times the interquartile range, else B.
+
+The importance of an element is |d| times KL(softmax X || softmax B), taken along the last dimension and in float64.
+The quantiles are exact, of all elements; mergekit takes them of a random million where there are more.
+Arcee 2024, https://arcee.ai
+"""

@@ -1,0 +1,108 @@
+"""`Lines`: the rows or the columns of a tensor as vectors, what is measured of each, and a number for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.methods.operands import PIECE, Fused, Operands, SourceTensor
+
+
+class Lines:
+    """The vectors that a tensor is made of.
+
+    Args:
+        operands: the tensors.
+        columns: whether they run along the first dimension; else along the last. A tensor of one dimension, or of
+            none, is one vector.
+    """
+
+    def __init__(self, operands: Operands, *, columns: bool) -> None:
+        shape = operands.shape or (1,)
+        self._operands = operands
+        self._columns = columns
+        self.length = shape[0 if columns else -1]
+        self.count = math.prod(shape[1:] if columns else shape[:-1])
+
+    def gram(self) -> Tensor:
+        """Returns the inner products of the vectors of all pairs of models, float64, of shape (n, n, count).
+
+        Of the task vectors where there is a base, else of the models' tensors themselves; measured once.
+        """
+        return self._operands.once(("gram of lines", self._columns), self._gram)
+
+    def spread(self, numbers: Tensor) -> SourceTensor:
+        """Returns a source in which each element has the number of its vector.
+
+        Args:
+            numbers: one for each vector, float32, of shape (count,).
+        """
+
+        def rows(start: int, stop: int) -> Tensor:
+            first, end = start // self.length, -(-stop // self.length)
+            offset = start - first * self.length
+            return numbers[first:end].repeat_interleave(self.length)[offset : offset + stop - start]
+
+        def columns(start: int, stop: int) -> Tensor:
+            first = start % self.count
+            times = -(-(first + stop - start) // self.count)
+            return (numbers.repeat(times) if times > 1 else numbers)[first : first + stop - start]
+
+        return SourceTensor(self._operands.shape, self._operands.device, columns if self._columns else rows)
+
+    def weighted(self, coefficients: Sequence[Tensor]) -> Fused:
+        """Returns B + sum of c_i (X_i - B), or without a base the sum of c_i X_i, c_i being each vector's own.
+
+        Args:
+            coefficients: for each model one number for each vector, of shape (count,).
+        """
+        operands = self._operands
+        base = () if operands.base is None else (operands.base,)
+        spread = [self.spread(numbers.float()) for numbers in coefficients]
+        return Fused.uniform(_Sum(len(coefficients)), (*operands.tensors, *spread, *base), ())
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """Yields the first row and the one past the last of parts of about a piece."""
+        rows, width = (self.length, self.count) if self._columns else (self.count, self.length)
+        step = max(1, PIECE // max(1, width))
+        for first in range(0, rows, step):
+            yield first, min(first + step, rows)
+
+    def _gram(self) -> Tensor:
+        operands, models = self._operands, range(len(self._operands.tensors))
+        width = self.count if self._columns else self.length
+        found = torch.zeros((len(models), len(models), self.count), dtype=torch.float64, device=operands.device)
+        for first, stop in self.groups():
+            parts = [operands.delta(i, first * width, stop * width).double().view(-1, width) for i in models]
+            for i in models:
+                for j in range(i + 1):
+                    products = parts[i] * parts[j]
+                    if self._columns:
+                        found[i, j] += products.sum(dim=0)
+                    else:
+                        found[i, j, first:stop] = products.sum(dim=1)
+                    found[j, i] = found[i, j]
+        return found
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The kernel of `Lines.weighted`: tensors, as many coefficients, and perhaps the base."""
+
+    models: int
+
+    def __call__(self, blocks: Sequence[Tensor], _: Sequence[float]) -> Tensor:
+        tensors, coefficients, base = blocks[: self.models], blocks[self.models : 2 * self.models], blocks[-1]
+        if len(blocks) == 2 * self.models:
+            total = tensors[0] * coefficients[0]
+            for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
+                total.add_(tensor * coefficient)
+            return total
+        total = (tensors[0] - base).mul_(coefficients[0])
+        for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
+            total.add_((tensor - base).mul_(coefficient))
+        return total.add_(base)

@@ -1,0 +1,44 @@
+"""NearSwap: moves a base toward another model where the two are near."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from evomerge.methods.method import MergeMethod, Parameter, Parameters
+from evomerge.methods.operands import Fused, Operands, combination
+
+# Elements nearer than this are taken to be this far apart.
+_NEAREST = 1e-6
+
+
+def _nearswap(operands: Operands, parameters: Parameters) -> Fused:
+    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+    ends = (operands.base, operands.tensors[0])
+    t = float(parameters.shared["t"])
+    # The kernel goes out from the other model, so that nothing is rounded where it takes that; nor is it here.
+    return Fused.uniform(near, ends, (t,)) if t > 0 else Fused.uniform(combination, ends, (1.0, 0.0))
+
+
+def near(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    """The kernel of w b + (1 - w) a, w = min(1, t / max(|a - b|, 1e-6))."""
+    (base, other), (t,) = blocks, numbers
+    step = other - base
+    left = step.abs().clamp_(min=_NEAREST).reciprocal_().mul_(-t).add_(1).relu_()
+    return other - step.mul_(left)
+
+
+NEARSWAP = MergeMethod(
+    name="nearswap",
+    summary="The base, moved by up to about t at each element toward another model.",
+    paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+    parameters=(Parameter("t", "How far to move at most; nearer elements are taken over.", low=0.0),),
+    base="endpoint",
+    models=(1, 1),
+    merge=_nearswap,
+)
+"""w X + (1 - w) B with w = min(1, t / max(|X - B|, 1e-6)): elements nearer than `t` are X's, others move by `t`.
+
+alchemonaut 2024, NearSwap, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001
+"""

@@ -1,0 +1,107 @@
+"""RAM: task vectors averaged, at each element, over the models that changed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.methods.method import MergeMethod, Parameter, Parameters
+from evomerge.methods.operands import Fused, Operands
+
+_EPSILON = Parameter(
+    "epsilon", "By more than how much an element must differ to count as changed.", default=1e-5, low=0.0, start=1e-5
+)
+
+
+def _ram(operands: Operands, parameters: Parameters) -> Fused:
+    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+    return Fused.uniform(active_mean, (operands.base, *operands.tensors), (float(parameters.shared["epsilon"]),))
+
+
+def _ramplus(operands: Operands, parameters: Parameters) -> Fused:
+    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+    epsilon, r, alpha = (float(parameters.shared[name]) for name in ("epsilon", "r", "alpha"))
+    extra = []
+    for shared, unique in operands.once(("changed", epsilon), lambda: _counts(operands, epsilon)):
+        # rho_i = shared_i / unique_i; where there is nothing unique, there is nothing to stretch.
+        rho = shared / unique if unique else 0.0
+        # lambda_i - 1 = r clip(rho_i, 0, alpha)
+        extra.append(r * min(rho, alpha))
+    return Fused.uniform(active_mean, (operands.base, *operands.tensors), (epsilon, *extra))
+
+
+def _counts(operands: Operands, epsilon: float) -> list[tuple[float, float]]:
+    """Returns, for each model, how many elements it changed and others too, and how many it changed alone."""
+    models = range(len(operands.tensors))
+    both, alone = [0.0 for _ in models], [0.0 for _ in models]
+    for start, stop in operands.pieces():
+        changed = [torch.hardshrink(operands.delta(i, start, stop), epsilon).sign_().abs_() for i in models]
+        by_one = torch.stack(changed).sum(dim=0).neg_().add_(2).clamp_(0, 1)
+        for i in models:
+            unique = float((changed[i] * by_one).sum(dtype=torch.float64))
+            both[i] += float(changed[i].sum(dtype=torch.float64)) - unique
+            alone[i] += unique
+    return list(zip(both, alone, strict=True))
+
+
+def active_mean(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    """The kernel of the base plus the mean of the task vectors that are active at an element.
+
+    Args:
+        blocks: of the base and of each model.
+        numbers: epsilon, above which a magnitude is active; and by how much of itself each model's task vector is
+            stretched where it alone is active, if any is.
+    """
+    base, *tensors = blocks
+    epsilon, *extra = numbers
+    deltas = [torch.hardshrink(tensor - base, epsilon) for tensor in tensors]
+    count = torch.sign(deltas[0]).abs_()
+    for delta in deltas[1:]:
+        count.add_(torch.sign(delta).abs_())
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total.add_(delta)
+    total.div_(count.clamp(min=1))
+    if any(extra):
+        stretched = deltas[0].mul_(extra[0])
+        for delta, number in zip(deltas[1:], extra[1:], strict=True):
+            stretched.add_(delta.mul_(number))
+        # Counts are whole: 1 where one model is active or none, and none adds nothing.
+        total.add_(stretched.mul_(count.neg_().add_(2).clamp_(0, 1)))
+    return total.add_(base)
+
+
+RAM = MergeMethod(
+    name="ram",
+    summary="The base plus, at each element, the mean of the task vectors that changed it.",
+    paper="https://arxiv.org/abs/2601.13572",
+    parameters=(_EPSILON,),
+    base="required",
+    models=(1, None),
+    merge=_ram,
+)
+"""B plus the mean of those d_i whose magnitude exceeds `epsilon`, element by element.
+
+Reinforced Agent Merging, https://arxiv.org/abs/2601.13572
+"""
+
+RAMPLUS_TL = MergeMethod(
+    name="ramplus_tl",
+    summary="RAM, with what one model alone changed stretched by how much it shares with others.",
+    paper="https://arxiv.org/abs/2601.13572",
+    parameters=(
+        Parameter("r", "How much of the ratio of shared to unique elements to stretch by.", default=0.1, start=0.1),
+        Parameter("alpha", "The highest ratio to count.", default=0.2, low=0.0, start=0.2),
+        _EPSILON,
+    ),
+    base="required",
+    models=(1, None),
+    merge=_ramplus,
+)
+"""RAM, where elements that only model i changed are multiplied by 1 + r clip(shared_i / unique_i, 0, alpha).
+
+shared_i and unique_i count the elements of this tensor that model i changed with others and alone (TL: tensor-local).
+Reinforced Agent Merging, https://arxiv.org/abs/2601.13572
+"""
