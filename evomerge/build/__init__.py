@@ -5,6 +5,7 @@ from evomerge.build.opening import open_models
 from evomerge.build.parameters import hole_starts, parameter_faults
 from evomerge.build.plan import DTYPES, Job, Plan
 from evomerge.build.planner import checked_method, parents, plan
+from evomerge.build.remarks import remarks
 from evomerge.build.residence import Place, Sources, compute_device, free_bytes, residence
 from evomerge.build.side_files import chat_template
 from evomerge.build.sinks import into_directory, into_model, into_tensors
@@ -30,5 +31,6 @@ __all__ = [
     "parameter_faults",
     "parents",
     "plan",
+    "remarks",
     "residence",
 ]

@@ -149,7 +149,7 @@ def apply(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from evomerge.build import into_directory
+    from evomerge.build import into_directory, remarks
     from evomerge.cli.display import size
     from evomerge.study import open_recipe
 
@@ -165,7 +165,10 @@ def apply(
             progress=lambda count: progress.advance(bar, count),
         )
     out.print(
-        f"{out_dir}: {len(plan.jobs)} tensors, {size(plan.nbytes)}", markup=False, highlight=False, soft_wrap=True
+        "\n".join([f"{out_dir}: {len(plan.jobs)} tensors, {size(plan.nbytes)}", *remarks(plan)]),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -210,7 +213,7 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
 
     Example: evomerge check recipes/quickstart.yaml
     """
-    from evomerge.build import compute_device
+    from evomerge.build import compute_device, remarks
     from evomerge.recipe import Recipe
     from evomerge.study import open_recipe, prepare
 
@@ -224,7 +227,8 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
     models = ", ".join(plan.checkpoints)
     out.print(
         f"{recipe}: {plan.method.name} of {models}; {len(plan.jobs)} tensors, {size(plan.nbytes)}; no holes.\n"
-        f"Make the model: evomerge apply {recipe} OUT_DIR",
+        + "".join(f"{remark}\n" for remark in remarks(plan))
+        + f"Make the model: evomerge apply {recipe} OUT_DIR",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, conversion_mapping
+from transformers import conversion_mapping
 from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, Transpose, WeightConverter
 
 from evomerge.build import empty_model
 from evomerge.build.placement import places
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import ArchitectureError
-from tests.tiny import tiny_checkpoint
+from tests.tiny import auto_class, tiny_checkpoint
 
 
 def filled(folder: Path) -> tuple[Any, dict[str, torch.Tensor | None]]:
@@ -28,8 +28,8 @@ def filled(folder: Path) -> tuple[Any, dict[str, torch.Tensor | None]]:
     return model, found
 
 
-def assert_loads_alike(folder: Path, model: Any) -> None:
-    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+def assert_loads_alike(folder: Path, model: Any, kind: str = "llama") -> None:
+    expected = auto_class(kind).from_pretrained(folder, dtype=torch.float32).state_dict()
     found = model.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -133,3 +133,49 @@ def test_a_tensor_that_the_model_does_not_have_has_no_place(tmp_path: Path) -> N
     found = places(model, [*infos(folder), further], "it")
     assert found[further.name] is None
     assert sum(place is None for place in found.values()) == 1
+
+
+NAMES: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    # What transformers 5 itself has in memory, and some have saved.
+    "llava, by its new names": (
+        "llava",
+        [
+            ("language_model.lm_head.", "lm_head."),
+            ("language_model.model.", "model.language_model."),
+            ("vision_tower.", "model.vision_tower."),
+            ("multi_modal_projector.", "model.multi_modal_projector."),
+        ],
+    ),
+    "llava, with CLIP's own module in between": (
+        "llava",
+        [("vision_tower.", "vision_tower.vision_model.")],
+    ),
+    "qwen2_vl, by its new names": ("qwen2_vl", [("model.", "model.language_model."), ("visual.", "model.visual.")]),
+    "gemma3, by its new names": (
+        "gemma3",
+        [
+            ("language_model.model.", "model.language_model."),
+            ("vision_tower.", "model.vision_tower."),
+            ("multi_modal_projector.", "model.multi_modal_projector."),
+        ],
+    ),
+    "gpt2, as the Hub has it": ("gpt2", [("transformer.", "")]),
+    "llama, without its head's model": ("llama", [("model.", "")]),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_that_checkpoints_have_had(case: str, tmp_path: Path) -> None:
+    kind, prefixes = NAMES[case]
+    folder = tiny_checkpoint(tmp_path, kind=kind, layers=2, tokenizer=False)
+
+    def renamed(name: str) -> str:
+        old, new = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
+        return new + name.removeprefix(old)
+
+    before = set(load_file(folder / "model.safetensors"))
+    rewritten(folder, lambda tensors: {renamed(name): tensor for name, tensor in tensors.items()})
+    assert set(load_file(folder / "model.safetensors")) != before
+    model, found = filled(folder)
+    assert None not in found.values()
+    assert_loads_alike(folder, model, kind)

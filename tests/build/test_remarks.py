@@ -1,0 +1,43 @@
+"""What is said of a result beside its making."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.build import into_directory, open_models, plan, remarks
+from evomerge.recipe import Recipe
+from tests.tiny import tiny_checkpoint
+
+
+def remarked(folder: Path, **config: Any) -> list[str]:
+    """The remarks on a copy of a model with code beside it; the copy is written to "out"."""
+    model = tiny_checkpoint(folder / "model", layers=1)
+    (model / "modeling_own.py").write_text("raise RuntimeError('this is never run')\n")
+    path = model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    recipe = Recipe.parse(f"merge_method: passthrough\nmodels: [{{model: {model}}}]\n", "r.yaml")
+    made = plan(recipe, open_models(recipe))
+    into_directory(made, folder / "out")
+    return remarks(made)
+
+
+def test_nothing_is_said_of_a_plain_model(tmp_path: Path) -> None:
+    assert remarked(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reference", "words"),
+    [
+        ("llama", "modeling_own.Own", "transformers has this architecture itself"),
+        ("of_my_own", "modeling_own.Own", "copy it from"),
+        ("of_my_own", "org/name--modeling_own.Own", "the result loads with trust_remote_code"),
+    ],
+)
+def test_code_is_left_out_and_this_is_said(model_type: str, reference: str, words: str, tmp_path: Path) -> None:
+    (said,) = remarked(tmp_path, model_type=model_type, auto_map={"AutoModelForCausalLM": reference})
+    assert words in said
+    assert "modeling_own" in said
+    assert "never run" in said
+    assert not list((tmp_path / "out").glob("*.py"))
