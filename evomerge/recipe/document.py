@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from evomerge import document
@@ -210,7 +209,7 @@ class Recipe(Strict):
         Reading the text back gives an equal recipe, every number to the last bit.
         """
         head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-        return head + yaml.safe_dump(self.as_data(), sort_keys=False, default_flow_style=None, width=110)
+        return head + document.to_yaml(self.as_data())
 
     def content_hash(self) -> str:
         """Returns 64 hex digits that change with what the recipe says, not with its layout or comments."""

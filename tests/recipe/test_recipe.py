@@ -151,22 +151,72 @@ values = st.one_of(plain, st.lists(filtered, min_size=1, max_size=3))
 names = st.text(min_size=1, max_size=12)
 
 
-@given(
+sections = st.dictionaries(names, values, max_size=2)
+entries = st.fixed_dictionaries({"model": names}, optional={"parameters": sections})
+layers = st.tuples(names, st.integers(0, 9)).map(lambda s: {"model": s[0], "layer_range": [s[1], s[1] + 3]})
+slices = st.fixed_dictionaries(
+    {"sources": st.lists(layers, min_size=1, max_size=2)}, optional={"base_model": names, "parameters": sections}
+)
+bodies = st.one_of(
+    st.fixed_dictionaries({"models": st.lists(entries, min_size=1, max_size=3)}),
+    st.fixed_dictionaries({"slices": st.lists(slices, min_size=1, max_size=2)}),
+)
+forms = st.one_of(
+    bodies,
+    st.fixed_dictionaries({"modules": st.dictionaries(names, bodies, min_size=1, max_size=2)}),
+)
+token_sources = st.one_of(
+    names,
+    st.just({"kind": "zero"}),
+    st.fixed_dictionaries({"kind": st.just("model_token"), "model": names, "token": names}),
+    st.fixed_dictionaries({"kind": st.just("model_token"), "model": names, "token_id": st.integers(0, 9)}),
+)
+tokens = st.fixed_dictionaries({"source": token_sources}, optional={"force": st.booleans()})
+vocabularies = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"tokenizer_source": names}),
     st.fixed_dictionaries(
         {
-            "merge_method": names,
-            "models": st.lists(
-                st.fixed_dictionaries({"model": names, "parameters": st.dictionaries(names, values, max_size=3)}),
-                min_size=1,
-                max_size=3,
-            ),
-        },
-        optional={"base_model": names, "dtype": st.sampled_from(["float32", "bfloat16"])},
-    )
+            "tokenizer": st.fixed_dictionaries(
+                {},
+                optional={
+                    "source": names,
+                    "tokens": st.dictionaries(names, tokens, max_size=2),
+                    "pad_to_multiple_of": st.integers(1, 9),
+                },
+            )
+        }
+    ),
 )
-def test_yaml_round_trip_keeps_every_bit(data: dict):
-    recipe = Recipe.model_validate(data)
+rest = st.fixed_dictionaries(
+    {"merge_method": names},
+    optional={
+        "base_model": names,
+        "dtype": st.sampled_from(["float32", "bfloat16"]),
+        "chat_template": names,
+        "parameters": sections,
+    },
+)
+
+
+@given(rest, forms, vocabularies)
+def test_yaml_round_trip_keeps_every_bit(head: dict, form: dict, vocabulary: dict):
+    recipe = Recipe.model_validate(head | form | vocabulary)
+    assert recipe.as_data() == head | form | vocabulary
     assert Recipe.parse(recipe.to_yaml("a comment\nof two lines")).as_data() == recipe.as_data()
+
+
+@pytest.mark.parametrize("name", ["1e3", "-2E-5", "0x1f", "true", "null", "~", "2020-01-01", "=", "<<", "1_000", ".5"])
+def test_names_that_look_like_something_else_stay_text(name: str):
+    data = {
+        "merge_method": name,
+        "models": [{"model": name, "parameters": {name: 1e-7}}],
+        "tokenizer": {
+            "source": name,
+            "tokens": {name: {"source": {"kind": "model_token", "model": name, "token": name}}},
+        },
+    }
+    assert Recipe.parse(Recipe.model_validate(data).to_yaml()).as_data() == data
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=9), st.floats(0, 1))
