@@ -7,7 +7,8 @@ run the same jobs, so what was scored in memory is what is written to disk, bit 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import MergeError
-from evomerge.methods import MergeMethod, Operands, Parameters
+from evomerge.methods import MergeMethod, Operands, Parameters, run_compiled
 from evomerge.recipe import Recipe
 
 Write = Callable[[int, Tensor], None]
@@ -112,16 +113,48 @@ class Plan:
 
         def rounded(start: int, merged: Tensor) -> None:
             result = merged.to(job.info.dtype)
-            if not all_finite(result):
-                dtype = str(job.info.dtype).removeprefix("torch.")
-                raise MergeError(f"the merged tensor has values that are not finite in {dtype}")
+            self._refuse(job, all_finite(result))
             write(start, result)
 
-        try:
+        with self._named(job):
             found = self.method(operands, job.parameters)
             if isinstance(found, Tensor):
                 rounded(0, found.reshape(-1))
             else:
                 found.run(rounded)
+
+    def merge_compiled(self, job: Job, operands: Operands, target: Tensor) -> bool:
+        """Merges the tensor in place with compiled kernels, where its merge is elementwise, with the bits of `merge`.
+
+        Args:
+            job: one of the plan's.
+            operands: its sources.
+            target: flat and contiguous, of the job's number of elements, in the result's dtype or a wider one.
+
+        Returns:
+            Whether it was: otherwise nothing is done.
+
+        Raises:
+            MergeError: as `merge`.
+        """
+        # The random methods read 16-bit numbers one by one when compiled, which is slower than many in several passes.
+        if job.parameters is None or self.method.random:
+            return False
+        with self._named(job):
+            found = self.method(operands, job.parameters)
+            if isinstance(found, Tensor):
+                return False
+            self._refuse(job, run_compiled(found, target, job.info.dtype))
+        return True
+
+    @contextmanager
+    def _named(self, job: Job) -> Iterator[None]:
+        try:
+            yield
         except MergeError as fault:
             raise MergeError(f"{job.info.name}: {fault}") from None
+
+    def _refuse(self, job: Job, finite: bool) -> None:
+        if not finite:
+            dtype = str(job.info.dtype).removeprefix("torch.")
+            raise MergeError(f"the merged tensor has values that are not finite in {dtype}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Hashable, Mapping
 from typing import Literal
 
@@ -68,11 +70,24 @@ class Sources:
         place: ``device``, ``memory``, or ``disk``: read from the files each time.
         device: where tensors are handed out.
         reused: whether many candidates are built from them, so that what is measured of them is kept.
+        compiled: whether `torch.compile` makes the kernels that merge them, see `run_compiled`; on the CPU only.
+
+    Raises:
+        EvaluationError: kernels cannot be compiled for this device, or there is no compiler.
     """
 
     def __init__(
-        self, checkpoints: Mapping[str, Checkpoint], place: Place, device: torch.device, *, reused: bool = True
+        self,
+        checkpoints: Mapping[str, Checkpoint],
+        place: Place,
+        device: torch.device,
+        *,
+        reused: bool = True,
+        compiled: bool = False,
     ) -> None:
+        if compiled:
+            refuse_to_compile(device)
+        self.compiled = compiled
         self.place = place
         self.device = device
         self._checkpoints = checkpoints
@@ -129,3 +144,18 @@ class Sources:
             return kept.view(-1)[start:stop].to(device, non_blocking=True)
 
         return SourceTensor(shape, device, piece)
+
+
+def refuse_to_compile(device: torch.device) -> None:
+    """Checks that kernels can be compiled for `device`, with the bits of those that are not.
+
+    Raises:
+        EvaluationError: they cannot, or there is no compiler.
+    """
+    if device.type != "cpu":
+        raise EvaluationError(
+            f"--compile: is for --device cpu, found {device}: a GPU's compiler rounds differently, and a saved recipe"
+            " would not rebuild the very model that was scored; leave it out"
+        )
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name):
+        raise EvaluationError("--compile: needs a C++ compiler, found none; install g++, or leave it out")

@@ -54,12 +54,14 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
             flat[start : start + len(block)].copy_(block)
 
         with torch.no_grad():
-            plan.merge(job, sources.operands(job), write)
+            operands = sources.operands(job)
+            if not (sources.compiled and plan.merge_compiled(job, operands, flat)):
+                plan.merge(job, operands, write)
             if target is not place:
                 place.copy_(target)
 
-    # The largest first: none is left to one thread at the end while the others have nothing to do.
-    _each(fill, sorted(plan.jobs, key=lambda job: -job.info.nbytes), sources.device)
+    for job in plan.jobs:
+        fill(job)
 
 
 def into_directory(

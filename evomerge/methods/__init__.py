@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from evomerge.errors import MergeError
 from evomerge.methods.arcee_fusion import ARCEE_FUSION
+from evomerge.methods.compiled import run_compiled
 from evomerge.methods.karcher import KARCHER
 from evomerge.methods.linear import LINEAR
 from evomerge.methods.method import MergeMethod, Parameter, Parameters, Value
@@ -47,6 +48,7 @@ __all__ = [
     "SourceTensor",
     "Value",
     "method",
+    "run_compiled",
 ]
 
 METHODS: Mapping[str, MergeMethod] = MappingProxyType(

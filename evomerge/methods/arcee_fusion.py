@@ -11,7 +11,7 @@ from torch import Tensor
 from evomerge.methods.lines import Lines
 from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.method import MergeMethod, Parameters
-from evomerge.methods.operands import Fused, Operands, SourceTensor, combination
+from evomerge.methods.operands import BLOCK, Fused, Number, Operands, SourceTensor, combination, shrunk
 
 # Added to probabilities, so that their ratio has a logarithm.
 _LEAST = 1e-8
@@ -61,7 +61,7 @@ def _threshold(operands: Operands, divergence: SourceTensor) -> float:
     def read(start: int, stop: int) -> Tensor:
         return _importance(operands.delta(0, start, stop), divergence.piece(start, stop))
 
-    order = Magnitudes(read, list(operands.pieces()))
+    order = Magnitudes(read, operands.numel, BLOCK)
 
     def quantile(share: float) -> float:
         return order.threshold(operands.numel - int(share * (operands.numel - 1))).magnitude
@@ -69,11 +69,11 @@ def _threshold(operands: Operands, divergence: SourceTensor) -> float:
     return quantile(0.5) + 1.5 * (quantile(0.75) - quantile(0.25))
 
 
-def _fuse(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def _fuse(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     """The kernel of B + d where |d| times the divergence exceeds the number, B elsewhere."""
     base, tensor, divergence = blocks
     delta = tensor - base
-    taken = torch.hardshrink(_importance(delta, divergence), numbers[0]).sign_()
+    taken = shrunk(_importance(delta, divergence), numbers[0]).sign_()
     return delta.mul_(taken).add_(base)
 
 

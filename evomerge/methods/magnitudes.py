@@ -2,14 +2,13 @@
 
 The bits of a float32 magnitude, read as an integer, have the order of the magnitudes. Their upper half is one of
 2^15 buckets: a histogram, counted once, finds the bucket of the k-th largest for every k, and only the values in that
-bucket are looked at then. The task vector of a fine-tune stored in bfloat16 has few distinct magnitudes; where it has,
-they are listed with their counts, and no threshold needs a look at the tensor.
+bucket are looked at then. The task vector of a fine-tune stored in bfloat16 has few distinct magnitudes; a search lists
+them with their counts in each block, and a threshold then needs a look at one block only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _BUCKETS = 1 << 15
-# A piece's distinct magnitudes are listed where a list of them is this much shorter than the piece.
-_WORTH_LISTING = 16
+# With more distinct magnitudes, their counts in each block would take as much memory as the tensor.
+_MOST_LISTED = 8192
 
-Levels = tuple[NDArray[np.int32], NDArray[np.int64]]
-"""Distinct magnitudes as bits, ascending, and how often each occurs."""
+Bits = NDArray[np.int32]
+"""Magnitudes, as the bits of float32."""
 
 
 class Threshold(NamedTuple):
@@ -32,38 +31,22 @@ class Threshold(NamedTuple):
     position: int
 
 
-@dataclass
-class _Piece:
-    start: int
-    stop: int
-    levels: Levels | None
-
-
 class Magnitudes:
-    """The order of the magnitudes of a float32 tensor, read piece by piece.
+    """The order of the magnitudes of a float32 tensor, read block by block.
 
     Args:
-        read: gives the elements from a first up to a last one, flat, float32.
-        pieces: the bounds in which to read.
+        read: gives the elements from a first up to a last one, flat, float32, free to be changed.
+        numel: how many there are; at least one.
+        block: how many are looked at together.
         kept: whether many thresholds will be asked for, so that listing distinct magnitudes pays.
     """
 
-    def __init__(
-        self, read: Callable[[int, int], Tensor], pieces: Sequence[tuple[int, int]], *, kept: bool = False
-    ) -> None:
+    def __init__(self, read: Callable[[int, int], Tensor], numel: int, block: int, *, kept: bool = False) -> None:
         self._read = read
-        self._pieces = []
-        self._histogram = np.zeros(_BUCKETS, np.int64)
+        self._numel = numel
+        self._block = block
         self._last: tuple[int, Threshold] | None = None
-        for start, stop in pieces:
-            bits = self._bits(start, stop)
-            levels = _levels(bits) if kept else None
-            if levels is not None:
-                np.add.at(self._histogram, levels[0] >> 16, levels[1])
-            else:
-                self._histogram += torch.bincount(bits >> 16, minlength=_BUCKETS).cpu().numpy()
-            self._pieces.append(_Piece(start, stop, levels))
-        self._from_largest = self._histogram[::-1].cumsum()
+        self._order = (_Listed.of(self._blocks()) if kept else None) or _Bucketed(self._blocks)
 
     def threshold(self, count: int) -> Threshold:
         """Returns which elements are the `count` largest in magnitude.
@@ -79,53 +62,79 @@ class Magnitudes:
         return self._last[1]
 
     def _find(self, count: int) -> Threshold:
+        bits, rank, equals = self._order.find(count)
+        magnitude = float(np.int32(bits).view(np.float32))
+        if rank == sum(equals):
+            return Threshold(magnitude, self._numel)
+        for index, here in enumerate(equals):
+            if rank <= here:
+                start = index * self._block
+                equal = self._bits(start, min(start + self._block, self._numel)) == bits
+                return Threshold(magnitude, start + int(np.flatnonzero(equal)[rank - 1]) + 1)
+            rank -= here
+        raise AssertionError("the blocks hold fewer equals than were counted")
+
+    def _blocks(self) -> Iterator[Bits]:
+        for start in range(0, self._numel, self._block):
+            yield self._bits(start, min(start + self._block, self._numel))
+
+    def _bits(self, start: int, stop: int) -> Bits:
+        # numpy compares several numbers at once, where torch on a processor takes them one by one.
+        bits: Bits = self._read(start, stop).abs_().view(torch.int32).cpu().numpy()
+        return bits
+
+
+class _Listed:
+    """All distinct magnitudes, and how often each occurs in each block."""
+
+    def __init__(self, values: Bits, counts: NDArray[np.uint16]) -> None:
+        self._values = values
+        self._counts = counts
+        self._from_largest = counts.sum(axis=0, dtype=np.int64)[::-1].cumsum()
+
+    @classmethod
+    def of(cls, blocks: Iterator[Bits]) -> _Listed | None:
+        """Returns the list, or None where it would be too long."""
+        found = []
+        for bits in blocks:
+            bits.sort()
+            starts = np.concatenate([[0], np.flatnonzero(bits[1:] != bits[:-1]) + 1])
+            if len(starts) > _MOST_LISTED:
+                return None
+            found.append((bits[starts], np.diff(starts, append=len(bits))))
+        values = np.unique(np.concatenate([values for values, _ in found]))
+        if len(values) > _MOST_LISTED:
+            return None
+        counts = np.zeros((len(found), len(values)), np.uint16)
+        for row, (own, times) in zip(counts, found, strict=True):
+            row[np.searchsorted(values, own)] = times
+        return cls(values, counts)
+
+    def find(self, count: int) -> tuple[int, int, list[int]]:
+        """Returns the bits of the count-th largest, its rank among its equals, and how many of those each block has."""
+        place = int(np.searchsorted(self._from_largest, count))
+        equals: list[int] = self._counts[:, len(self._values) - 1 - place].tolist()
+        rank = count - int(self._from_largest[place]) + sum(equals)
+        return int(self._values[len(self._values) - 1 - place]), rank, equals
+
+
+class _Bucketed:
+    """How many magnitudes each bucket holds; those in one are looked at when they are asked for."""
+
+    def __init__(self, blocks: Callable[[], Iterator[Bits]]) -> None:
+        self._blocks = blocks
+        self._histogram = np.zeros(_BUCKETS, np.int64)
+        for bits in blocks():
+            self._histogram += np.bincount(bits >> 16, minlength=_BUCKETS)
+        self._from_largest = self._histogram[::-1].cumsum()
+
+    def find(self, count: int) -> tuple[int, int, list[int]]:
+        """See `_Listed.find`."""
         place = int(np.searchsorted(self._from_largest, count))
         bucket = _BUCKETS - 1 - place
         rank = count - int(self._from_largest[place]) + int(self._histogram[bucket])
-        found = [self._inside(piece, bucket) for piece in self._pieces]
-        values, where = np.unique(np.concatenate([values for values, _ in found]), return_inverse=True)
-        counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, where, np.concatenate([counts for _, counts in found]))
-        from_largest = counts[::-1].cumsum()
-        place = int(np.searchsorted(from_largest, rank))
-        bits = values[::-1][place]
-        equals = int(counts[::-1][place])
-        rank += equals - int(from_largest[place])  # among the equals
-        magnitude = float(np.int32(bits).view(np.float32))
-        if rank == equals:
-            return Threshold(magnitude, self._pieces[-1].stop)
-        for piece, (values, counts) in zip(self._pieces, found, strict=True):
-            here = int(counts[values == bits].sum())
-            if rank <= here:
-                equal = (self._bits(piece.start, piece.stop) == int(bits)).cpu().numpy()
-                return Threshold(magnitude, piece.start + int(np.flatnonzero(equal)[rank - 1]) + 1)
-            rank -= here
-        raise AssertionError("the pieces hold fewer equals than were counted")
-
-    def _inside(self, piece: _Piece, bucket: int) -> Levels:
-        """Returns the distinct magnitudes of a piece that lie in a bucket."""
-        if piece.levels is not None:
-            first, end = np.searchsorted(piece.levels[0], [bucket << 16, ((bucket + 1) << 16) - 1], "left")
-            end += int(end < len(piece.levels[0]) and piece.levels[0][end] == ((bucket + 1) << 16) - 1)
-            return piece.levels[0][first:end], piece.levels[1][first:end]
-        bits = self._bits(piece.start, piece.stop)
-        if bits.device.type == "cpu":
-            # numpy compares several numbers at once, where torch takes them one by one.
-            array = bits.numpy()
-            inside = array[(array >> 16) == bucket]
-        else:
-            inside = bits[(bits >> 16) == bucket].cpu().numpy()
-        return np.unique(inside, return_counts=True)
-
-    def _bits(self, start: int, stop: int) -> Tensor:
-        return self._read(start, stop).abs_().view(torch.int32)
-
-
-def _levels(bits: Tensor) -> Levels | None:
-    """Returns a piece's distinct magnitudes, or None where they are too many to be worth a list."""
-    ascending = np.sort(bits.cpu().numpy())
-    starts = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
-    if (len(starts) + 1) * _WORTH_LISTING > len(ascending):
-        return None
-    starts = np.concatenate([[0], starts])
-    return ascending[starts], np.diff(starts, append=len(ascending))
+        inside = [bits[bits >> 16 == bucket] for bits in self._blocks()]
+        ordered = np.sort(np.concatenate(inside))[::-1]
+        bits = ordered[rank - 1]
+        rank -= int(np.count_nonzero(ordered > bits))
+        return int(bits), rank, [int(np.count_nonzero(own == bits)) for own in inside]

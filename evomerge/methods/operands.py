@@ -1,8 +1,8 @@
 """`Operands`: one tensor of every model that is merged, read piece by piece, and what is measured of it.
 
-A merge runs over pieces, so that memory is bounded by a few of them and never by a tensor, and within a piece over
-blocks that stay in a core's cache. What depends on the tensors alone, and not on the candidate's numbers, is
-measured once for each `Operands`; a search keeps them, an `apply` lets go of them tensor by tensor.
+A merge runs over pieces, so that memory is bounded by a few of them and never by a tensor. What depends on the tensors
+alone, and not on the candidate's numbers, is measured once for each `Operands`; a search keeps them, an `apply` lets go
+of them tensor by tensor.
 
 Every number that is measured is a sum over blocks of one size in one order, taken in float64: its bits do not depend
 on the number of threads.
@@ -24,11 +24,12 @@ from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.noise import noise_piece
 
 BLOCK = 32_000
-"""Elements of a block: a few float32 temporaries of it fit in a core's second-level cache, and it stays under the
-32,768 from which torch wakes its threads, which takes longer than the work on a block."""
+"""Elements that are summed or ranked together: under the 32,768 from which torch shares work out among threads, so that
+a sum has the same bits however many there are."""
 
 PIECE = 8 * BLOCK
-"""Elements of a piece, the unit in which tensors are read, noise is drawn and results are written."""
+"""Elements of a piece, the unit in which tensors are read, noise is drawn and results are written: a few float32
+temporaries of it fit in the caches, and it is worth sharing out among threads."""
 
 T = TypeVar("T")
 
@@ -142,7 +143,7 @@ class Operands:
         def read(start: int, stop: int) -> Tensor:
             return self.delta(source, start, stop)
 
-        return self.once(("magnitudes", source), lambda: Magnitudes(read, list(self.pieces()), kept=self.kept))
+        return self.once(("magnitudes", source), lambda: Magnitudes(read, self.numel, BLOCK, kept=self.kept))
 
     def noise(self, seed: int, source: int) -> SourceTensor:
         """Returns the random numbers of model `source` as a further source, see `noise_piece`."""
@@ -197,10 +198,14 @@ class Operands:
         return found + np.tril(found, -1).T
 
 
-Kernel = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
+Number = float | Tensor
+"""A number that holds for many elements; where a kernel is compiled, a float32 tensor without dimensions."""
+
+Kernel = Callable[[Sequence[Tensor], Sequence[Number]], Tensor]
 """(blocks of the inputs as float32, the numbers that hold there) to the merged block, float32.
 
-It works element by element and changes no block; the result may be one of them."""
+It works element by element and changes no block; the result may be one of them. What it does must not depend on the
+numbers' values. It can be hashed: kernels that are equal are compiled once."""
 
 
 @dataclass(frozen=True)
@@ -235,24 +240,24 @@ class Fused:
         Args:
             write: called with the first element and the merged block, flat, float32.
         """
-        numel, device = self.inputs[0].numel, self.inputs[0].device
         # A GPU wants few large launches; its memory has room for some pieces of every source.
-        piece, block = (PIECE, BLOCK) if device.type == "cpu" else (128 * PIECE, 128 * PIECE)
-        if numel == 0:
-            return
-        cuts = sorted({stop for stop, _ in self.spans if stop < numel} | set(range(0, numel, piece)))
-        spans = iter(self.spans)
-        end, numbers = next(spans)
-        for start, stop in zip(cuts, [*cuts[1:], numel], strict=True):
-            while start >= end:
-                end, numbers = next(spans)
-            parts = [source.piece(start, stop) for source in self.inputs]
-            for first in range(0, stop - start, block):
-                blocks = [part[first : first + block].float() for part in parts]
-                write(start + first, self.kernel(blocks, numbers))
+        piece = PIECE if self.inputs[0].device.type == "cpu" else 128 * PIECE
+        for start, stop, numbers in self.parts(piece):
+            blocks = [source.piece(start, stop).float() for source in self.inputs]
+            write(start, self.kernel(blocks, numbers))
+
+    def parts(self, most: int) -> Iterator[tuple[int, int, tuple[float, ...]]]:
+        """Yields (first element, the one past the last, the numbers there), each of `most` elements or fewer."""
+        start = 0
+        for end, numbers in self.spans:
+            # Bounds at multiples of a piece: noise is drawn by them.
+            while start < end:
+                stop = min(end, (start // most + 1) * most)
+                yield start, stop, numbers
+                start = stop
 
 
-def combination(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def combination(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     """The kernel of every weighted sum: numbers[0] blocks[0] + numbers[1] blocks[1] + ..."""
     merged = blocks[0].mul(numbers[0])
     for block, number in zip(blocks[1:], numbers[1:], strict=True):
@@ -261,10 +266,17 @@ def combination(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     return merged
 
 
-def displaced(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def displaced(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     """The kernel of blocks[0] + numbers[0] (blocks[1] - blocks[0]) + numbers[1] (blocks[2] - blocks[0]) + ..."""
     base, *others = blocks
     total = (others[0] - base).mul_(numbers[0])
     for block, number in zip(others[1:], numbers[1:], strict=True):
         total.add_((block - base).mul_(number))
     return total.add_(base)
+
+
+def shrunk(delta: Tensor, limit: Number) -> Tensor:
+    """Returns a tensor with zeros for what is not above `limit` in magnitude; NaN stays."""
+    if isinstance(limit, Tensor):
+        return torch.where(delta.abs() <= limit, 0.0, delta)
+    return torch.hardshrink(delta, limit)

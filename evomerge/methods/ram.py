@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands
+from evomerge.methods.operands import Fused, Number, Operands, shrunk
 
 _EPSILON = Parameter(
     "epsilon", "By more than how much an element must differ to count as changed.", default=1e-5, low=0.0, start=1e-5
@@ -37,7 +37,7 @@ def _counts(operands: Operands, epsilon: float) -> list[tuple[float, float]]:
     models = range(len(operands.tensors))
     both, alone = [0.0 for _ in models], [0.0 for _ in models]
     for start, stop in operands.pieces():
-        changed = [torch.hardshrink(operands.delta(i, start, stop), epsilon).sign_().abs_() for i in models]
+        changed = [shrunk(operands.delta(i, start, stop), epsilon).sign_().abs_() for i in models]
         by_one = torch.stack(changed).sum(dim=0).neg_().add_(2).clamp_(0, 1)
         for i in models:
             unique = float((changed[i] * by_one).sum(dtype=torch.float64))
@@ -46,7 +46,7 @@ def _counts(operands: Operands, epsilon: float) -> list[tuple[float, float]]:
     return list(zip(both, alone, strict=True))
 
 
-def active_mean(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def active_mean(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     """The kernel of the base plus the mean of the task vectors that are active at an element.
 
     Args:
@@ -56,7 +56,7 @@ def active_mean(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """
     base, *tensors = blocks
     epsilon, *extra = numbers
-    deltas = [torch.hardshrink(tensor - base, epsilon) for tensor in tensors]
+    deltas = [shrunk(tensor - base, epsilon) for tensor in tensors]
     count = torch.sign(deltas[0]).abs_()
     for delta in deltas[1:]:
         count.add_(torch.sign(delta).abs_())
@@ -64,7 +64,7 @@ def active_mean(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     for delta in deltas[1:]:
         total.add_(delta)
     total.div_(count.clamp(min=1))
-    if any(extra):
+    if extra:
         stretched = deltas[0].mul_(extra[0])
         for delta, number in zip(deltas[1:], extra[1:], strict=True):
             stretched.add_(delta.mul_(number))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands, SourceTensor
+from evomerge.methods.operands import BLOCK, Fused, Number, Operands, SourceTensor, shrunk
 from evomerge.methods.sparsifiers import Spans, dropped_up_to
 from evomerge.methods.task_arithmetic import elected_sign
 
@@ -67,7 +67,7 @@ def _variance_source(operands: Operands) -> SourceTensor:
 
 def _order(operands: Operands, variance: SourceTensor) -> Magnitudes:
     # A copy, as the reader may change what it is given.
-    return Magnitudes(lambda a, b: variance.piece(a, b).clone(), list(operands.pieces()), kept=operands.kept)
+    return Magnitudes(lambda a, b: variance.piece(a, b).clone(), operands.numel, BLOCK, kept=operands.kept)
 
 
 def _differing(operands: Operands) -> int:
@@ -89,24 +89,24 @@ def _selected_square(
     return total
 
 
-def _selected(variance: Tensor, cut: float) -> Tensor:
+def _selected(variance: Tensor, cut: Number) -> Tensor:
     """Returns 1 where a variance exceeds `cut`, else 0."""
-    return torch.hardshrink(variance, cut).sign_()
+    return shrunk(variance, cut).sign_()
 
 
-def _erase(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def _erase(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     """The kernel of B + sum of w_i d_i over sum of w_i, over those that have the sign of the sum of d_i."""
     base, *tensors = blocks
     return _erased(base, tensors, numbers).add_(base)
 
 
-def _select_and_erase(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def _select_and_erase(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     """The kernel with a selection: the last block has the variances, the last number what they must exceed."""
     base, *tensors, variance = blocks
     return _erased(base, tensors, numbers[:-1]).mul_(_selected(variance, numbers[-1])).add_(base)
 
 
-def _erased(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _erased(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[Number]) -> Tensor:
     deltas = [tensor - base for tensor in tensors]
     sign = elected_sign(deltas)
     mixed, divisor = torch.zeros_like(base), torch.zeros_like(base)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands, combination
+from evomerge.methods.operands import Fused, Number, Operands, combination
 
 # A vector this short has no direction; it is used as it is, so its cosine with anything is about zero.
 _NO_DIRECTION = 1e-8
@@ -23,7 +23,8 @@ def _slerp(operands: Operands, parameters: Parameters) -> Fused:
     products = operands.gram_with_base()
     cosine = products[0, 1] / (_divisor(products[0, 0]) * _divisor(products[1, 1]))
     if abs(cosine) > _PARALLEL:
-        return Fused.uniform(line, ends, (t,))
+        # From the nearer end, so that both come out exactly.
+        return Fused.uniform(line, ends, (t,)) if t < 0.5 else Fused.uniform(line, ends[::-1], (1 - t,))
     # Shoemake: sin((1 - t) theta) / sin theta X_0 + sin(t theta) / sin theta X_1
     theta = math.acos(cosine)
     return Fused.uniform(
@@ -37,11 +38,10 @@ def _divisor(square: float) -> float:
     return 1.0 if norm <= _NO_DIRECTION else norm
 
 
-def line(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-    """The kernel of (1 - t) start + t end, going out from the nearer end so that both ends come out exactly."""
-    (start, end), (t,) = blocks, numbers
-    nearer, step, part = (start, end - start, t) if t < 0.5 else (end, start - end, 1 - t)
-    return step.mul_(part).add_(nearer)
+def line(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+    """The kernel of start + t (end - start)."""
+    start, end = blocks
+    return (end - start).mul_(numbers[0]).add_(start)
 
 
 SLERP = MergeMethod(

@@ -20,10 +20,13 @@ from evomerge.errors import MergeError
 from evomerge.methods.magnitudes import Threshold
 from evomerge.methods.method import Parameter, Value
 from evomerge.methods.noise import LEVELS, cut
-from evomerge.methods.operands import Operands, SourceTensor
+from evomerge.methods.operands import Number, Operands, SourceTensor, shrunk
 
 Spans = tuple[tuple[int, tuple[float, ...]], ...]
 """(element past the last, numbers that hold up to there), ascending."""
+
+Thin = Callable[[Tensor, Sequence[Tensor], Sequence[Number]], Tensor]
+"""See `Thinned.thin`."""
 
 # Tables of smaller tensors take longer to keep than to make again.
 _WORTH_KEEPING = 4 * LEVELS
@@ -45,7 +48,7 @@ class Thinned:
 
     inputs: tuple[SourceTensor, ...]
     spans: Spans
-    thin: Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]
+    thin: Thin
     norm: Callable[[], float]
 
 
@@ -81,18 +84,18 @@ EPSILON = Parameter(
 """Half the difference between the chances of a row's smallest and largest element."""
 
 
-def _drop_small(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-    return torch.hardshrink(delta, numbers[0])
+def _drop_small(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+    return shrunk(delta, numbers[0])
 
 
-def _drop_small_and_large(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def _drop_small_and_large(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     # Exact: where both keep an element its difference is zero, and where one does it is the element.
-    return torch.hardshrink(delta, numbers[0]).sub_(torch.hardshrink(delta, numbers[1]))
+    return shrunk(delta, numbers[0]).sub_(shrunk(delta, numbers[1]))
 
 
-def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     # 1 where the random whole number lies below the cut, else 0: comparisons are slow on some processors.
-    return delta.mul_(torch.rsub(blocks[0], numbers[0]).clamp_(0, 1))
+    return delta.mul_((numbers[0] - blocks[0]).clamp_(0, 1))
 
 
 def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:

@@ -7,7 +7,7 @@ elect a sign for each element, and what `normalize` and `rescale` are where a re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands, SourceTensor
-from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Spans, Sparsifier
-
-Thin = Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]
-"""See `Thinned.thin`."""
+from evomerge.methods.operands import Fused, Number, Operands, SourceTensor
+from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Spans, Sparsifier, Thin
 
 # Under this L1 norm a task vector is taken to be zero and is not rescaled.
 _NO_NORM = 1e-7
@@ -50,10 +47,14 @@ class _Composition:
             divisor = math.fsum(own["weight"] for own in parameters.models)
             scale /= 1.0 if abs(divisor) < _NO_WEIGHT else divisor
         forms = tuple(_Form(part.thin, len(part.inputs), len(part.spans[0][1])) for part in parts)
-        weights = tuple(part.weight for part in parts) if normalize else None
-        kernel = _ElectedSum(forms, weights) if self.consensus else _Sum(forms)
+        last: tuple[float, ...] = (scale,)
+        kernel = _Sum(forms)
+        if self.consensus:
+            weights = [part.weight for part in parts] if normalize else []
+            kernel = _ElectedSum(forms, normalize, all(weight > 0 for weight in weights))
+            last = (*weights, min(weights, default=1.0), scale)
         inputs = (operands.base, *(source for part in parts for source in part.inputs))
-        return Fused(kernel, inputs, _merged_spans(operands.numel, parts, scale))
+        return Fused(kernel, inputs, _merged_spans(operands.numel, parts, last))
 
     def _parts(self, operands: Operands, parameters: Parameters) -> Iterator[_Part]:
         """Yields what each model adds.
@@ -96,14 +97,14 @@ class _Part:
     spans: Spans
 
 
-def _merged_spans(numel: int, parts: Sequence[_Part], scale: float) -> Spans:
-    """Returns the numbers by their place in the tensor: for each part its factor and its own; at the end the scale."""
+def _merged_spans(numel: int, parts: Sequence[_Part], last: tuple[float, ...]) -> Spans:
+    """Returns the numbers by their place in the tensor: for each part its factor and its own; then `last`."""
     spans = []
     for stop in sorted({numel, *(stop for part in parts for stop, _ in part.spans)}):
         numbers: list[float] = []
         for part in parts:
             numbers += [part.factor, *next(own for end, own in part.spans if end >= stop)]
-        spans.append((stop, (*numbers, scale)))
+        spans.append((stop, (*numbers, *last)))
     return tuple(spans)
 
 
@@ -121,18 +122,15 @@ class _Sum:
 
     forms: tuple[_Form, ...]
 
-    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
         base, scale = blocks[0], numbers[-1]
         deltas = self.deltas(blocks, numbers)
         if not deltas:
             return base
-        total = deltas[0]
-        for delta in deltas[1:]:
-            total.add_(delta)
         # Ilharco et al., §2: theta = theta_pre + lambda tau
-        return _scaled(total, scale).add_(base)
+        return _scaled(_sum(deltas), scale).add_(base)
 
-    def deltas(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
+    def deltas(self, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> list[Tensor]:
         """Returns each model's w_i d_i, thinned out and rescaled."""
         base, place, number = blocks[0], 1, 0
         found = []
@@ -155,33 +153,41 @@ class _ElectedSum(_Sum):
     Yadav et al., §4: the sign of an element is that of the sum of w_i d_i, + where that is zero (Elect); only the
     entries that have it count (Disjoint merge). Comparisons are slow on some processors, so signs are multiplied.
 
+    The numbers end with the w_i, where the sum is divided, the least of them, and lambda.
+
     Attributes:
-        weights: for each model w_i, where the sum is divided by those that count; None where it is not.
+        divided: whether the sum is divided by the w_i of those that count.
+        positive: whether all w_i are above zero.
     """
 
-    weights: tuple[float, ...] | None
+    divided: bool
+    positive: bool
 
-    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-        base, scale = blocks[0], numbers[-1]
+    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+        base, least, scale = blocks[0], numbers[-2], numbers[-1]
         deltas = self.deltas(blocks, numbers)
         if not deltas:
             return base
         sign = elected_sign(deltas)
-        mixed = deltas[0].mul_(sign).relu_()
-        divisor = None if self.weights is None else _scaled(torch.sign(mixed), self.weights[0])
-        for index, delta in enumerate(deltas[1:], 1):
-            agreeing = delta.mul_(sign).relu_()
-            mixed.add_(agreeing)
-            if self.weights is not None and divisor is not None:
-                divisor.add_(_scaled(agreeing.sign_(), self.weights[index]))
-        if self.weights is not None and divisor is not None:
-            if min(self.weights) > 0:
-                # Zero where nothing is kept, and there only: then the sum is zero, whatever it is divided by.
-                divisor.clamp_(min=min(self.weights))
-            else:
-                divisor.masked_fill_(divisor == 0, 1.0)
-            mixed.div_(divisor)
-        return _scaled(mixed.mul_(sign), scale).add_(base)
+        agreeing = [delta.mul_(sign).relu_() for delta in deltas]
+        if not self.divided:
+            return _scaled(_sum(agreeing).mul_(sign), scale).add_(base)
+        weights = numbers[-2 - len(deltas) : -2]
+        divisor = _sum([_scaled(part.sign(), weight) for part, weight in zip(agreeing, weights, strict=True)])
+        if self.positive:
+            # Zero where nothing is kept, and there only: then the sum is zero, whatever it is divided by.
+            divisor.clamp_(min=least)
+        else:
+            divisor.masked_fill_(divisor == 0, 1.0)
+        return _scaled(_sum(agreeing).div_(divisor).mul_(sign), scale).add_(base)
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of tensors, in the place of the first."""
+    total = parts[0]
+    for part in parts[1:]:
+        total.add_(part)
+    return total
 
 
 def elected_sign(deltas: Sequence[Tensor]) -> Tensor:
@@ -193,9 +199,9 @@ def elected_sign(deltas: Sequence[Tensor]) -> Tensor:
     return sign.add_(_SMALLEST).sign_()
 
 
-def _scaled(tensor: Tensor, factor: float) -> Tensor:
+def _scaled(tensor: Tensor, factor: Number) -> Tensor:
     """Multiplies in place, where that changes anything."""
-    return tensor if factor == 1 else tensor.mul_(factor)
+    return tensor if not isinstance(factor, Tensor) and factor == 1 else tensor.mul_(factor)
 
 
 def _member(

@@ -86,16 +86,20 @@ class Study:
         folder: the run's folder.
         device: see `Evaluator`.
         observer: told of everything that happens.
+        compiled: see `Sources`; it changes no bit of any candidate.
 
     Raises:
         StudyError: the folder is in use, damaged, or holds another search.
     """
 
-    def __init__(self, preparation: Preparation, folder: Path, device: str, observer: Observer) -> None:
+    def __init__(
+        self, preparation: Preparation, folder: Path, device: str, observer: Observer, *, compiled: bool = False
+    ) -> None:
         self.preparation = preparation
         self.folder = folder
         self.observer = observer
         self._device = device
+        self._compiled = compiled
         self.record = Record(folder)
         try:
             self._check_identity()
@@ -141,7 +145,8 @@ class Study:
             preparation = self.preparation
             device = compute_device(self._device)
             total = preparation.source_bytes
-            sources = Sources(preparation.checkpoints, preparation.place(device), device)
+            place = preparation.place(device)
+            sources = Sources(preparation.checkpoints, place, device, compiled=self._compiled)
             evaluator = Evaluator(preparation.first, preparation.tasks, sources, self._device)
             evaluator.prepare("search")
             evaluator.prepare("holdout")

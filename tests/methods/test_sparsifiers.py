@@ -14,8 +14,7 @@ from evomerge.methods.magnitudes import Magnitudes
 def kept(tensor, count, *, piece=7, listed=False):
     """Which elements are the `count` largest, as `Magnitudes` names them."""
     flat = tensor.reshape(-1)
-    pieces = [(start, min(start + piece, len(flat))) for start in range(0, len(flat), piece)]
-    magnitudes = Magnitudes(lambda start, stop: flat[start:stop].clone(), pieces, kept=listed)
+    magnitudes = Magnitudes(lambda start, stop: flat[start:stop].clone(), len(flat), piece, kept=listed)
     magnitude, position = magnitudes.threshold(count)
     above = [abs(number) > magnitude or math.isnan(number) for number in flat.tolist()]
     return [
@@ -61,14 +60,14 @@ def test_equals_are_kept_from_the_lowest_row_major_index():
 
 def test_not_a_number_counts_as_largest():
     tensor = torch.tensor([math.inf, -math.nan, 1.0])
-    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), [(0, 3)])
+    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), 3, 2)
     assert math.isnan(magnitudes.threshold(1).magnitude)
     assert magnitudes.threshold(2).magnitude == math.inf
 
 
 def test_one_threshold_after_another():
     tensor = torch.tensor([3.0, 1.0, 2.0])
-    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), [(0, 3)], kept=True)
+    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), 3, 2, kept=True)
     assert [magnitudes.threshold(count).magnitude for count in (1, 2, 2, 3, 1)] == [3.0, 2.0, 2.0, 1.0, 3.0]
 
 
