@@ -45,6 +45,7 @@ from mergekit_comparison import (
     expectations,
     judged,
     read_tensors,
+    renumbered,
 )
 from mergekit_statistics import CONSENSUS, Masked, examine, fusion_faults
 from torch import Tensor
@@ -216,6 +217,9 @@ def compare(path: Path, folder: Path, mergekit: Mergekit, sections: list[str]) -
 def compare_folders(ours: Path, theirs: Path, layout: bool, plan: Plan, result: Result) -> Comparison:
     """Returns how two models differ; merges with random masks are tested, which is noted in `result`."""
     mine, other = read_tensors(ours, layout), read_tensors(theirs, layout)
+    # mergekit numbers the tokens of a union anew in every run.
+    union = "union" in (plan.recipe.tokenizer_source, plan.recipe.tokenizer and plan.recipe.tokenizer.source)
+    other = renumbered(ours, theirs, other) if union else other
     jobs = [] if layout else [job for job in plan.jobs if _is_random(plan.method.name, job)]
     tested = {job.info.name for job in jobs if job.info.name in mine.keys() & other.keys()}
     comparison = compare_tensors(
@@ -225,7 +229,7 @@ def compare_folders(ours: Path, theirs: Path, layout: bool, plan: Plan, result: 
     if tested:
         jobs = [job for job in jobs if job.info.name in tested]
         result.notes += test_random(plan, jobs, mine, other, comparison)
-    comparison.findings += [*compare_configs(ours, theirs), *compare_tokenizers(ours, theirs)]
+    comparison.findings += [*compare_configs(ours, theirs), *compare_tokenizers(ours, theirs, not union)]
     return comparison
 
 

@@ -25,6 +25,11 @@ _ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """One step of a dtype, relative to the number."""
 
 _IGNORED = ("transformers_version", "_name_or_path", "torch_dtype", "architectures")
+_CONVERSATION = [
+    {"role": role, "content": content}
+    for role, content in (("system", "Be brief."), ("user", "How are you?"), ("assistant", "Well."))
+]
+_BY_TOKEN = re.compile(r"(embed_tokens|embeddings|wte|lm_head)\.(weight|bias)$")
 _SAMPLE = "The 3 things: naïve <both> <base>\n</s>"
 
 KINDS = ("mergekit-fails", "evomerge-refuses", "tensors", "missing", "surplus", "config", "tokenizer", "layout")
@@ -197,26 +202,60 @@ def compare_configs(ours: Path, theirs: Path) -> Iterator[Finding]:
             yield Finding("config", key, f"config: {key} is {mine.get(key)!r}, mergekit's {other.get(key)!r}")
 
 
-def compare_tokenizers(ours: Path, theirs: Path) -> Iterator[Finding]:
-    """Yields how two models' tokenizers differ."""
-    mine, other = (_tokenizer(folder) for folder in (ours, theirs))
+def compare_tokenizers(ours: Path, theirs: Path, numbers: bool = True) -> Iterator[Finding]:
+    """Yields how two models' tokenizers differ.
+
+    Chat templates are compared by what they make of a conversation.
+
+    Args:
+        ours: evomerge's model.
+        theirs: mergekit's.
+        numbers: whether the same tokens must have the same numbers.
+    """
+    mine, other = (_tokenizer(folder, numbers) for folder in (ours, theirs))
     for key in mine.keys() | other.keys():
         if mine.get(key) != other.get(key):
             text = f"tokenizer: {key} is {_short(mine.get(key))}, mergekit's {_short(other.get(key))}"
             yield Finding("tokenizer", key, text)
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
+def renumbered(ours: Path, theirs: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns mergekit's tensors with the rows of embeddings and heads where evomerge has the same tokens.
+
+    Args:
+        ours: evomerge's model.
+        theirs: mergekit's.
+        tensors: mergekit's, by name.
+    """
+    mine, other = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (ours, theirs))
+    if mine == other or mine.keys() != other.keys():
+        return dict(tensors)
+    places = torch.tensor([other[token] for token in sorted(mine, key=mine.__getitem__)])
+    return {
+        # Rows that pad the vocabulary stay behind it.
+        name: torch.cat([tensor[places], tensor[len(places) :]]) if _BY_TOKEN.search(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _tokenizer(folder: Path, numbers: bool) -> dict[str, Any]:
     """What a folder's tokenizer does; nothing where there is none."""
     if not (folder / "tokenizer_config.json").exists():
         return {}
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
     return {
-        "vocabulary": tokenizer.get_vocab(),
+        "vocabulary": vocabulary if numbers else sorted(vocabulary),
         "special tokens": tokenizer.special_tokens_map,
-        "a sample's ids": tokenizer(_SAMPLE)["input_ids"],
-        "chat template": tokenizer.chat_template,
+        "a sample": tokenizer.convert_ids_to_tokens(tokenizer(_SAMPLE)["input_ids"]),
+        "a conversation": tokenizer.chat_template and _rendered(tokenizer, prompt=False),
+        "a prompt": tokenizer.chat_template and _rendered(tokenizer, prompt=True),
     }
+
+
+def _rendered(tokenizer: Any, prompt: bool) -> str:
+    messages = _CONVERSATION[:-1] if prompt else _CONVERSATION
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
 
 def _short(value: Any) -> str:

@@ -20,6 +20,7 @@ from scripts.mergekit_comparison import (
     compare_tokenizers,
     expectations,
     judged,
+    renumbered,
 )
 from scripts.mergekit_statistics import Masked, examine, fusion_faults
 from tests.tiny import tiny_config, tiny_tokenizer
@@ -191,8 +192,21 @@ def test_configs_and_tokenizers_that_differ_are_found(tmp_path: Path):
         tiny_tokenizer(extra_tokens=tokens, chat_template=bool(tokens)).save_pretrained(tmp_path / name)
     a, b = tmp_path / "a", tmp_path / "b"
     assert [finding.what for finding in compare_configs(a, b)] == ["num_hidden_layers"]
-    assert {finding.what for finding in compare_tokenizers(a, b)} == {"vocabulary", "chat template"}
+    assert {finding.what for finding in compare_tokenizers(a, b)} == {"vocabulary", "a conversation", "a prompt"}
     assert not [*compare_configs(a, a), *compare_tokenizers(b, b)]
+
+
+def test_tokens_of_a_union_may_be_numbered_in_another_way(tmp_path: Path):
+    for name, tokens in (("a", ("<x>", "<y>")), ("b", ("<y>", "<x>"))):
+        tiny_config(layers=2).save_pretrained(tmp_path / name)
+        tiny_tokenizer(extra_tokens=tokens).save_pretrained(tmp_path / name)
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert [finding.what for finding in compare_tokenizers(a, b)] == ["vocabulary"]
+    assert not [*compare_tokenizers(a, b, numbers=False)]
+    rows = torch.arange(264.0)[:, None]
+    theirs = renumbered(a, b, {"model.embed_tokens.weight": rows, "model.norm.weight": rows})
+    assert theirs["model.embed_tokens.weight"][257:, 0].tolist() == [257, 258, 260, 259, 261, 262, 263]
+    assert theirs["model.norm.weight"] is rows
 
 
 def test_expected_differences_are_read():
