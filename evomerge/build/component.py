@@ -68,7 +68,7 @@ def language_parts(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str
         opened: every model that it names.
 
     Raises:
-        RecipeError: the model whose component is merged has no other.
+        RecipeError: the model whose component is merged has no other, or a language model has tokens that it lacks.
         ArchitectureError: a model's layers cannot be found.
     """
     name = _whole_name(recipe)
@@ -79,10 +79,21 @@ def language_parts(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str
         message = f"{name} is a language model and nothing else; name the larger model whose language part is merged"
         raise RecipeError([recipe.fault(("component", "language_of"), message)])
     seen: dict[str, Checkpoint] = {}
+    faults: list[str] = []
     for model, checkpoint in opened.items():
         own = LanguagePart.of(checkpoint.config, checkpoint.tensors)
         names = {own.renamed(tensor, part): tensor for tensor in checkpoint.tensors if tensor in own.names}
-        seen[model] = _Renamed(checkpoint, names, own, None if model == name else whole)
+        seen[model] = view = _Renamed(checkpoint, names, own, None if model == name else whole)
+        tokens = own.config.get("vocab_size") or 0
+        for tensor, info in view.tensors.items():
+            most = whole.tensors[tensor].shape if tensor in whole.tensors else info.shape
+            if info.shape[1:] == most[1:] and info.shape[:1] >= (tokens,) and info.shape > most:
+                faults.append(
+                    f"{model} has {info.shape[0]} rows in {names[tensor]}, but {name} has {most[0]} in {tensor}: tokens"
+                    " that only a language model has have no place in the result; take them out of that model"
+                )
+    if faults:
+        raise RecipeError([recipe.fault(("component", "language_of"), fault) for fault in faults])
     seen[_rest(name)] = _Renamed(whole, {tensor: tensor for tensor in beside}, part)
     return seen
 
@@ -112,6 +123,17 @@ def completed(plan: Plan) -> Plan:
     if stored:
         config = {**{key: value for key, value in config.items() if key != "torch_dtype"}, "dtype": stored}
     return dataclasses.replace(plan, donor=whole, config=config, jobs=plan.jobs + beside)
+
+
+def advice(recipe: Recipe, *models: Checkpoint) -> str:
+    """Returns what to add to the news that two models do not fit, where one may be merged into a part of the other."""
+    if recipe.component:
+        return ""
+    larger = [one for one in models if len(LanguagePart.of(one.config, one.tensors).names) < len(one.tensors)]
+    if len(larger) != 1:
+        return ""
+    name = larger[0].reference
+    return f'; to merge into the language part of {name}, add "component: {{language_of: {name}}}"'
 
 
 def _whole_name(recipe: Recipe) -> str:

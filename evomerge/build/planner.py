@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from evomerge.architecture import Architecture, config_of_stack, differences
-from evomerge.build.component import completed
+from evomerge.build.component import advice, completed
 from evomerge.build.modules import owners
 from evomerge.build.parameters import Levels, parameter_faults, resolved
 from evomerge.build.plan import DTYPES, Job, Plan
@@ -207,7 +207,8 @@ def _refuse_strangers(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> 
     for other in others:
         found = differences(checkpoints[first], checkpoints[other])
         if found:
-            faults.append(recipe.fault(named[other], f"{other} does not fit {first}: {'; '.join(found)}"))
+            told = "; ".join(found) + advice(recipe, checkpoints[first], checkpoints[other])
+            faults.append(recipe.fault(named[other], f"{other} does not fit {first}: {told}"))
     if faults:
         raise RecipeError(faults)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from evomerge.architecture import LanguagePart
 from evomerge.build import LiveModel, Plan, Sources, chat_template, into_model
 from evomerge.errors import CheckpointError
 from evomerge.evaluator.encoding import Encoded, encode
@@ -184,7 +185,9 @@ def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
     from transformers import GenerationConfig
 
     found: list[int] = []
-    named: list[Any] = [plan.config.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)]
+    text = LanguagePart.of(plan.config, (info.name for info in plan.layout)).config
+    named: list[Any] = [part.get("eos_token_id") for part in (plan.config, text)]
+    named.append(getattr(tokenizer, "eos_token_id", None))
     if (plan.donor.folder / "generation_config.json").is_file():
         named.append(GenerationConfig.from_pretrained(str(plan.donor.folder)).eos_token_id)
     for value in named:

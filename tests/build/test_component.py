@@ -145,6 +145,8 @@ def test_other_models_of_images(kind: str, text_kind: str, tmp_path: Path, monke
         (RECIPES["only others"] + "component: {language_of: part}\n", "r.yaml:4: component.language_of: part is a"),
         (RECIPES["only others"] + "component: {vision_of: llava}\n", 'unknown key "vision_of"'),
         (RECIPES["only others"].replace("model: b", "model: wide") + COMPONENT, "wide does not fit llava"),
+        (RECIPES["only others"].replace("model: b", "model: more") + COMPONENT, "more has 260 rows in lm_head.weight"),
+        (RECIPES["only others"].replace("model: b", "model: llava"), 'add "component: {language_of: llava}"'),
         (RECIPES["only others"] + "component: {language_of: nowhere}\n", "nowhere"),
     ],
 )
@@ -153,6 +155,8 @@ def test_what_cannot_be_a_component_is_refused(
 ) -> None:
     if "wide" in text and not (models / "wide").exists():
         tiny_checkpoint(models / "wide", hidden=32, tokenizer=False)
+    if "more" in text and not (models / "more").exists():
+        tiny_checkpoint(models / "more", extra_tokens=["<more>"], tokenizer=False)
     with pytest.raises(RecipeError) as caught:
         planned(text, models, monkeypatch)
     assert words in str(caught.value)
