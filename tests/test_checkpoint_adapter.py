@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evomerge.build import Sources
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError
-from tests.tiny import tiny_checkpoint
+from tests.tiny import auto_class, tiny_checkpoint
 
 Q = "model.layers.%d.self_attn.q_proj"
 DOWN = "model.layers.%d.mlp.down_proj"
@@ -160,11 +162,9 @@ def test_the_fingerprint_changes_with_any_number_and_the_scale(model: Path, tmp_
     assert first != open_checkpoint(f"{model}+{adapter(tmp_path / 'c', parts)}").fingerprint()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "llava"])
 def test_it_is_what_peft_merges(kind: str, tmp_path: Path):
     peft = pytest.importorskip("peft")
-    from transformers import AutoModelForCausalLM
-
     folder = tiny_checkpoint(tmp_path / "model", kind=kind)
     targets = ["c_attn", "c_proj", "wte"] if kind == "gpt2" else ["q_proj", "down_proj", "embed_tokens"]
     config = peft.LoraConfig(
@@ -180,10 +180,12 @@ def test_it_is_what_peft_merges(kind: str, tmp_path: Path):
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+        model = peft.get_peft_model(auto_class(kind).from_pretrained(folder), config)
     model.save_pretrained(tmp_path / "lora")
-    expected = model.merge_and_unload().state_dict()
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    expected = load_file(tmp_path / "merged" / "model.safetensors")
     adapted = open_checkpoint(f"{folder}+{tmp_path / 'lora'}")
+    assert adapted.tensors.keys() == expected.keys()
     changed = 0
     for name in adapted.tensors:
         torch.testing.assert_close(adapted.read(name), expected[name], rtol=1e-5, atol=1e-5)
@@ -266,6 +268,21 @@ def test_numbers_that_are_not_finite_are_found_when_the_model_is_loaded(model: P
     reference = f"{model}+{adapter(tmp_path / 'lora', parts)}"
     with pytest.raises(CheckpointError, match=r"q_proj\.weight has 16 values that are NaN"):
         Sources({reference: open_checkpoint(reference)}, "memory", torch.device("cpu")).load()
+
+
+def test_model_and_adapter_have_revisions_of_their_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"models--org--name": model, "models--me--lora": Path(adapter(tmp_path / "lora", factors(Q % 0, 16, 16)))}
+    for (name, folder), revision, commit in zip(folders.items(), ("v1", "v2"), ("a" * 40, "b" * 40), strict=True):
+        shutil.copytree(folder, tmp_path / "hub" / name / "snapshots" / commit)
+        (tmp_path / "hub" / name / "refs").mkdir()
+        (tmp_path / "hub" / name / "refs" / revision).write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = open_checkpoint("org/name@v1+me/lora@v2").read(f"{Q % 0}.weight")
+    assert torch.equal(found, merged(model, str(tmp_path / "lora"), f"{Q % 0}.weight"))
+    with pytest.raises(CheckpointError, match="me/lora@v1"):
+        open_checkpoint("org/name@v1+me/lora@v1")
 
 
 def test_what_is_missing_is_named(model: Path, tmp_path: Path):

@@ -33,6 +33,7 @@ _FACTOR = re.compile(
     r"(\.default)?(\.weight)?"
 )
 _WHOLE = re.compile(r"(?P<module>.+?)(\.base_layer|\.modules_to_save(\.default)?)?\.(?P<part>weight|bias)")
+_OTHER_MODALITY = re.compile(r"vis|image|audio|speech")
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|head)\.weight")
 
 
@@ -196,9 +197,19 @@ def _updates(
 
 
 def _own_name(inner: Checkpoint, target: str) -> str | None:
-    """Returns the model's name for a tensor of the adapter's; checkpoints differ in their prefix."""
-    names = (target, target.removeprefix("model."), f"model.{target}", target.removeprefix("transformer."))
-    return next((name for name in names if name in inner.tensors), None)
+    """Returns the model's name for a tensor of the adapter's, which has the name in memory; files differ in prefixes.
+
+    It is the one tensor whose name ends alike from the layer's list on, and is of the same modality.
+    """
+    if target in inner.tensors:
+        return target
+    parts = target.split(".")
+    numbered = next((place for place, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
+    ending = "." + ".".join(parts[max(0, numbered - 1) :])
+    visual = bool(_OTHER_MODALITY.search(target))
+    found = [name for name in inner.tensors if f".{name}".endswith(ending)]
+    alike = [name for name in found if bool(_OTHER_MODALITY.search(name)) == visual]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _factored(
