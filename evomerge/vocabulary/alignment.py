@@ -21,7 +21,7 @@ from evomerge.checkpoint import TEMPLATES, Checkpoint, CheckpointView, TensorInf
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import Recipe, TokenizerSection
 from evomerge.vocabulary.rows import Row, Rows, rows_of
-from evomerge.vocabulary.tokenizer import ModelTokenizer, plain_token
+from evomerge.vocabulary.tokenizer import ModelTokenizer, has_tokenizer, plain_token
 
 _TOKENS = re.compile(r"emb|wte|tok|head|output|decoder|predictions|logits", re.IGNORECASE)
 _NO_TOKENS = re.compile(r"pos|wpe|type|norm|vis|image|audio", re.IGNORECASE)
@@ -184,10 +184,13 @@ def aligned(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str, Check
     faults: list[str] = []
     tokenizers: dict[str, ModelTokenizer] = {}
     sizes: dict[str, int] = {}
+    base = recipe.base_model or recipe.references()[0]
     for model, checkpoint in opened.items():
+        # One that is stored without a tokenizer has the base's, as in mergekit.
+        folder = checkpoint.folder if has_tokenizer(checkpoint.folder) else opened[base].folder
         try:
             sizes[model] = _rows(checkpoint)
-            tokenizers[model] = ModelTokenizer.read(checkpoint.folder, model, sizes[model])
+            tokenizers[model] = ModelTokenizer.read(folder, model, sizes[model])
         except CheckpointError as fault:
             faults += str(fault).splitlines()
     if faults:
@@ -206,11 +209,11 @@ def aligned(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str, Check
 
 def _output(recipe: Recipe, section: TokenizerSection, tokenizers: Mapping[str, ModelTokenizer]) -> ModelTokenizer:
     """Returns the result's tokenizer, before tokens that the recipe adds."""
-    base = recipe.base_model or recipe.references()[0]
+    first = recipe.base_model or recipe.references()[0]
     if section.source == "base":
-        return tokenizers[base]
+        return tokenizers[first]
     if section.source == "union":
-        return _union([tokenizers[base], *(known for model, known in tokenizers.items() if model != base)])
+        return _union([tokenizers[first], *(known for model, known in tokenizers.items() if model != first)])
     if section.source in tokenizers:
         return tokenizers[section.source]
     # A model that is not merged gives its tokenizer alone.

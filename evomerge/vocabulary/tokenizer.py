@@ -17,8 +17,14 @@ from evomerge.checkpoint import read_object
 from evomerge.errors import CheckpointError
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
 # Files that say the same as tokenizer.json, for readers of other kinds; wrong where its own tokens were removed.
 _TWINS = ("vocab.json", "merges.txt", "vocab.txt")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Returns whether a model's folder has any of the files that a vocabulary is stored in."""
+    return any(path.is_file() for pattern in _VOCABULARIES for path in folder.glob(pattern))
 
 
 def plain_token(content: str) -> dict[str, Any]:

@@ -253,9 +253,23 @@ def test_what_cannot_be_aligned_is_refused(text: str, words: str, folders: dict[
     assert words in faults_of(folders, text)
 
 
-def test_a_model_without_a_tokenizer_is_named(folders: dict[str, Path], tmp_path: Path):
+def test_a_model_without_a_tokenizer_has_the_bases(folders: dict[str, Path], tmp_path: Path):
+    bare = tiny_checkpoint(tmp_path / "bare", seed=8, layers=2, tokenizer=False)
+    text = LINEAR % "  - model: $bare\n  - model: $chat" + "base_model: $base\ntokenizer_source: union\n"
+    seen = opened({**folders, "bare": bare}, text)
+    assert torch.equal(seen["bare"].read(EMBEDDING)[:VOCABULARY], weights(bare))
+    assert torch.equal(seen["bare"].read(EMBEDDING)[VOCABULARY:], weights(folders["chat"])[VOCABULARY:])
+    assert dict(seen["bare"].config)["eos_token_id"] == 2
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(folders: dict[str, Path], tmp_path: Path):
     bare = tiny_checkpoint(tmp_path / "bare", layers=2, tokenizer=False)
-    text = LINEAR % "  - model: $base\n  - model: $bare" + "tokenizer_source: union\n"
-    assert "its tokenizer cannot be read" in faults_of({**folders, "bare": bare}, text)
+    text = LINEAR % "  - model: $bare\n  - model: $base" + "tokenizer_source: union\n"
+    assert "bare: its tokenizer cannot be read" in faults_of({**folders, "bare": bare}, text)
     (bare / "tokenizer.json").write_text('{"model": {}}')
-    assert "its tokenizer.json cannot be read" in faults_of({**folders, "bare": bare}, text)
+    assert "bare: its tokenizer.json cannot be read" in faults_of({**folders, "bare": bare}, text)
+    (bare / "tokenizer.json").write_text("[" * 100_000)
+    assert "bare/tokenizer.json: expected JSON" in faults_of({**folders, "bare": bare}, text)
+    (bare / "tokenizer.json").unlink()
+    (bare / "vocab.json").write_text("{}")
+    assert "bare: its tokenizer cannot be read" in faults_of({**folders, "bare": bare}, text)
