@@ -1,4 +1,4 @@
-"""Makes the tiny models and adapters that recipes/mergekit/ merges: random weights, half a minute, 60 MB.
+"""Makes the tiny models and adapters that recipes/mergekit/ merges: random weights, half a minute, 70 MB.
 
     python scripts/make_tiny_models.py [OUT_DIR]
 
@@ -73,6 +73,8 @@ class Model:
         base: the model that it differs from; None for one with weights of its own.
         scale: the standard deviation of the difference.
         share: the share of elements that differ.
+        only: differ in tensors with this in their name alone.
+        like: the model whose random numbers to use, its own by default.
         dtype: what the weights are stored in.
         shard: the most bytes of a weights file; None for one file.
         words: its tokenizer; None for none.
@@ -83,6 +85,8 @@ class Model:
     base: str | None = None
     scale: float = 0.02
     share: float = 1.0
+    only: str = ""
+    like: str | None = None
     dtype: torch.dtype = torch.float32
     shard: int | None = None
     words: Vocabulary | None = field(default_factory=Vocabulary)
@@ -105,6 +109,9 @@ MODELS = {
     "llama-part-a": Model("llama", "llama", share=0.3),
     "llama-part-b": Model("llama", "llama", share=0.5),
     "llama-part-c": Model("llama", "llama", share=0.1, scale=0.05),
+    "llama-mlp": Model("llama", "llama", only="mlp"),
+    "llama-attention": Model("llama", "llama", only="self_attn"),
+    "llama-mirror": Model("llama", "llama", scale=-0.02, like="llama-a"),
     "llama-deep": Model("llama", config={"num_hidden_layers": 6}),
     "llama-biases": Model("llama", config={"attention_bias": True}),
     "llama-biases-a": Model("llama", "llama-biases", config={"attention_bias": True}),
@@ -178,6 +185,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"o_proj": 2},
         "alpha_pattern": {"down_proj": 32},
     },
+    "adapter-dora": {
+        "base": "llama",
+        "r": 3,
+        "lora_alpha": 6,
+        "use_dora": True,
+        "target_modules": ["k_proj", "down_proj"],
+        "modules_to_save": ["lm_head"],
+    },
+    "adapter-embedding": {"base": "llama", "r": 4, "lora_alpha": 2, "target_modules": ["embed_tokens", "q_proj"]},
     "adapter-gpt2": {"base": "gpt2", "r": 4, "lora_alpha": 8, "fan_in_fan_out": True, "target_modules": ["c_attn"]},
 }
 
@@ -209,7 +225,7 @@ def config_of(model: Model) -> Any:
 def write_model(folder: Path, name: str) -> None:
     """Writes the tiny model `name`; its base lies beside it."""
     model = MODELS[name]
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32((model.like or name).encode()))
     config = config_of(model)
     config.architectures = None
     with torch.random.fork_rng(devices=[]):
@@ -222,7 +238,7 @@ def write_model(folder: Path, name: str) -> None:
         for key, parameter in fresh.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if model.base:
-                chosen = torch.rand(parameter.shape, generator=generator) < model.share
+                chosen = torch.rand(parameter.shape, generator=generator) < model.share * (model.only in key)
                 start = before[key] if key in before else before["model.embed_tokens.weight"]
                 parameter.copy_(start + model.scale * noise * chosen)
             else:
@@ -239,17 +255,29 @@ def write_adapter(folder: Path, name: str) -> None:
     settings = dict(ADAPTERS[name])
     base = settings.pop("base")
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key, module in AutoModelForCausalLM.from_pretrained(folder.parent / base).named_modules():
         kind = key.rpartition(".")[2]
+        if kind in settings.get("modules_to_save", ()):
+            tensors[f"base_model.model.{key}.weight"] = module.weight + 0.1
         if kind not in settings["target_modules"]:
             continue
         rank = settings.get("rank_pattern", {}).get(kind, settings["r"])
         inputs, outputs = module.weight.shape if settings.get("fan_in_fan_out") else module.weight.shape[::-1]
-        for part, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
-            tensors[f"base_model.model.{key}.{part}.weight"] = 0.1 * torch.randn(shape, generator=generator)
+        parts = {"lora_A.weight": (rank, inputs), "lora_B.weight": (outputs, rank)}
+        if kind == "embed_tokens":
+            parts = {"lora_embedding_A": (rank, outputs), "lora_embedding_B": (inputs, rank)}
+        for part, shape in parts.items():
+            tensors[f"base_model.model.{key}.{part}"] = 0.1 * torch.randn(shape, generator=generator)
+        if settings.get("use_dora"):
+            lengths = module.weight.norm(dim=1) * (1 + 0.1 * torch.randn(outputs, generator=generator))
+            tensors[f"base_model.model.{key}.lora_magnitude_vector"] = lengths
     folder.mkdir(parents=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.detach() for name, tensor in tensors.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps({**config, **settings}, indent=1) + "\n")
 

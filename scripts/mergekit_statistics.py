@@ -121,7 +121,8 @@ def examine(merged: Tensor, base: Tensor, case: Masked) -> Verdict:
     seen = (merged.double() - base.double()).reshape(-1)
     scales = [1.0] * len(case.weights)
     if case.rescale:
-        scales = (case.deltas.abs().sum(dim=1) / (case.deltas.abs() * case.chances).sum(dim=1)).tolist()
+        expected = (case.deltas.abs() * case.chances).sum(dim=1)
+        scales = torch.where(expected > 0, case.deltas.abs().sum(dim=1) / expected, 1.0).tolist()
         scales = _agreed_scales(seen, case, scales) if case.factor else scales
     masks = [
         mask
@@ -157,7 +158,8 @@ def examine(merged: Tensor, base: Tensor, case: Masked) -> Verdict:
         faults.append(f"{count:,} elements have none of their values, one by {farthest.max().item():.3g}")
     if case.rescale:
         kept = torch.tensor(masks, dtype=torch.float64)[nearest]
-        for i in case.random:
+        # What is zero is not rescaled.
+        for i in [i for i in case.random if bool(case.deltas[i].any())]:
             faults += _scale_faults(case, scales[i], i, kept[:, i], deviations)
     faults += [
         f"{name}: {statistics[name][0]:.6g}, expected {statistics[name][1]:.6g}, {deviation:.1f} standard deviations"
@@ -172,10 +174,10 @@ def examine(merged: Tensor, base: Tensor, case: Masked) -> Verdict:
 
 def _by_rank(delta: Tensor, density: float, epsilon: float) -> Tensor:
     """DELLA's probabilities: from density - epsilon for a row's smallest to density + epsilon for its largest."""
-    rows = delta.abs().reshape(-1, delta.shape[-1]) if delta.ndim > 1 else delta.abs().reshape(1, -1)
+    rows = delta.abs() if delta.ndim > 1 else delta.abs().reshape(1, -1)
     ranks = rows.argsort(dim=1).argsort(dim=1).double()
-    chances = (density - epsilon) + 2 * epsilon * ranks / max(1, rows.shape[1] - 1)
-    return chances.reshape(delta.shape)
+    relative = ranks / (rows.shape[1] - 1) if rows.shape[1] > 1 else torch.full_like(ranks, 0.5)
+    return (density - epsilon + 2 * epsilon * relative).reshape(delta.shape)
 
 
 def _value(case: Masked, mask: Sequence[float], scales: Sequence[float]) -> Tensor:
@@ -288,7 +290,8 @@ def fusion_faults(merged: Tensor, base: Tensor, other: Tensor) -> tuple[tuple[st
 
     low = quantile(0.5, -1) + 1.5 * (quantile(0.75, -1) - quantile(0.25, 1))
     high = quantile(0.5, 1) + 1.5 * (quantile(0.75, 1) - quantile(0.25, -1))
-    sure = (exact < low * (1 - 3 * error)) | (exact > high * (1 + 3 * error))
+    # Where the models agree there is nothing to choose.
+    sure = (exact < low * (1 - 3 * error)) | (exact > high * (1 + 3 * error)) | (base == other)
     fused = exact >= (low + high) / 2
     as_base, as_other = ((merged - end).abs() <= 2e-7 * end.abs().clamp(min=1) for end in (base, other))
     wrong = sure & ~torch.where(fused, as_other, as_base)

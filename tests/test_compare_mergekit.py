@@ -59,7 +59,7 @@ class Draw:
                 ranks = (sign * delta.abs()).argsort(dim=-1).argsort(dim=-1)
                 chance = density + own["epsilon"] * (2 * ranks / (delta.shape[-1] - 1) - 1)
             kept = delta * (torch.rand(delta.shape, generator=self.generator) < chance)
-            if self.shared["rescale"]:
+            if self.shared["rescale"] and bool(kept.any()):
                 kept *= wrong.get("scale", delta.abs().sum() / kept.abs().sum())
             parts.append(kept * own["weight"])
             weights.append(own["weight"])
@@ -93,6 +93,13 @@ def test_a_right_merge_passes(method: str, shared: dict[str, float]):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_short_tensor_passes(method: str):
     draw = Draw(method, (256,))
+    assert draw.faults(draw.merged()) == ()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_changed_nothing_passes(method: str):
+    draw = Draw(method)
+    draw.models[1] = draw.base
     assert draw.faults(draw.merged()) == ()
 
 
