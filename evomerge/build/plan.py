@@ -89,11 +89,10 @@ class Plan:
         return sum(job.info.nbytes for job in self.jobs)
 
     @property
-    def noise_bytes(self) -> int:
-        """The bytes of the random numbers that a search keeps beside the sources, common to all candidates."""
-        if not self.method.random:
-            return 0
-        return sum(2 * job.info.numel * len(job.inputs) for job in self.jobs if job.parameters is not None)
+    def kept_bytes(self) -> int:
+        """The bytes that a search keeps beside the sources, for all candidates, at most."""
+        each = self.method.kept_bytes
+        return sum(each * job.info.numel * len(job.inputs) for job in self.jobs if job.parameters is not None)
 
     def merge(self, job: Job, operands: Operands, write: Write) -> None:
         """Merges the tensor that `job` describes: computed in float32, rounded to the result's dtype.

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from evomerge.errors import MergeError
 from evomerge.methods.arcee_fusion import ARCEE_FUSION
 from evomerge.methods.compiled import run_compiled
+from evomerge.methods.iso_c import ISO_C
 from evomerge.methods.karcher import KARCHER
 from evomerge.methods.linear import LINEAR
 from evomerge.methods.method import MergeMethod, Parameter, Parameters, Value
@@ -35,6 +36,8 @@ from evomerge.methods.task_arithmetic import (
     TASK_ARITHMETIC,
     TIES,
 )
+from evomerge.methods.tsv import TSV
+from evomerge.methods.wudi import WUDI
 
 __all__ = [
     "KNOWN_PARAMETERS",
@@ -74,6 +77,9 @@ METHODS: Mapping[str, MergeMethod] = MappingProxyType(
             RAMPLUS_TL,
             NEARSWAP,
             ARCEE_FUSION,
+            TSV,
+            ISO_C,
+            WUDI,
             PASSTHROUGH,
         )
     }

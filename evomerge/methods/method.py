@@ -102,6 +102,7 @@ class MergeMethod:
         models: the fewest and the most tensors it merges, the base not counted; None is no limit.
         merge: the function; call the method itself, which checks the arguments first.
         random: whether it draws random numbers.
+        kept_bytes: the bytes that a search keeps beside the sources, for each element of each model.
     """
 
     name: str
@@ -112,6 +113,7 @@ class MergeMethod:
     models: tuple[int, int | None]
     merge: Merge
     random: bool = False
+    kept_bytes: int = 0
 
     def __call__(self, operands: Operands, parameters: Parameters) -> Fused | Tensor:
         """Returns the merge of `operands`, or how it is done in one pass.

@@ -129,6 +129,7 @@ SCE = MergeMethod(
     base="required",
     models=(1, None),
     merge=_sce,
+    kept_bytes=4,
 )
 """Select, calculate, erase: B plus a weighted mean of task vectors.
 

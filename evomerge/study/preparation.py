@@ -77,7 +77,7 @@ class Preparation:
 
     def place(self, device: torch.device) -> Place:
         """Returns where the models are kept during a search on `device`."""
-        return residence(self.source_bytes + self.first.noise_bytes, self.live_bytes(device), device)
+        return residence(self.source_bytes + self.first.kept_bytes, self.live_bytes(device), device)
 
 
 def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = None) -> Preparation:

@@ -246,7 +246,8 @@ def sce(tensors, base, shared, models, noise):
         mean = sum(deltas) / len(deltas)
         variance = (sum((d - mean) ** 2 for d in deltas) / len(deltas)).astype(np.float32)
         k = int(topk * np.count_nonzero(variance))
-        order = sorted(range(variance.size), key=lambda index: (-variance.ravel()[index], index))
+        flat = variance.ravel().tolist()
+        order = sorted(range(len(flat)), key=lambda index: (-flat[index], index))
         selected = np.zeros(variance.size)
         selected[order[:k]] = 1
         deltas = deltas * selected.reshape(variance.shape)
@@ -299,7 +300,71 @@ def reinforced(plus):
     return twin
 
 
+def task_matrices(tensors, base, models):
+    """The task vectors of those that have a weight, and the weights."""
+    deltas = [(x - base).astype(np.float64) for x in tensors]
+    weights = [own["weight"] for own in models]
+    return zip(*[(d, w) for d, w in zip(deltas, weights, strict=True) if w], strict=True)
+
+
+def added_mean(base, deltas, weights, shared):
+    return base + shared["lambda"] * sum(w * d for d, w in zip(deltas, weights, strict=True)) / len(deltas)
+
+
+def tsv(tensors, base, shared, models, noise):
+    deltas, weights = task_matrices(tensors, base, models)
+    if base.ndim != 2:
+        return added_mean(base, deltas, weights, shared)
+    side = min(base.shape)
+    k = min(side, max(1, int(shared["rank"] * side / len(deltas)))) if shared["rank"] else 0
+    lefts, values, rights = [], [], []
+    for delta, weight in zip(deltas, weights, strict=True):
+        u, s, vt = np.linalg.svd(delta, full_matrices=False)
+        if 0 < k < side and s[k] > 1e-6 * s[0] and s[k - 1] - s[k] < 1e-3 * s[0]:
+            return np.full(base.shape, np.nan)  # Which vectors come first hangs on rounding.
+        kept = (np.arange(side) < k) & (s > 1e-6 * s[0])
+        lefts.append(u[:, kept])
+        values.extend(weight * s[kept])
+        rights.append(vt[kept].T)
+    orthogonal = []
+    for vectors in (np.hstack(lefts), np.hstack(rights)):
+        p, d, qt = np.linalg.svd(vectors, full_matrices=False)
+        if ((d > 1e-7) & (d < 1e-3)).any():
+            return np.full(base.shape, np.nan)
+        orthogonal.append(p[:, d > 1e-5] @ qt[d > 1e-5])
+    left, right = orthogonal
+    return base + shared["lambda"] * left @ np.diag(values) @ right.T
+
+
+def iso_c(tensors, base, shared, models, noise):
+    deltas, weights = task_matrices(tensors, base, models)
+    if base.ndim != 2:
+        return added_mean(base, deltas, weights, shared)
+    u, s, vt = np.linalg.svd(sum(w * d for d, w in zip(deltas, weights, strict=True)), full_matrices=False)
+    kept = s > 1e-6 * s[0]
+    return base + shared["lambda"] * s.mean() * u[:, kept] @ vt[kept]
+
+
+def wudi(tensors, base, shared, models, noise):
+    """The equations of the loss's gradient, solved for the step from the sum of the task vectors."""
+    deltas, weights = task_matrices(tensors, base, models)
+    if base.ndim != 2:
+        return added_mean(base, deltas, weights, shared)
+    n = base.shape[1]
+    start = sum(w * d for d, w in zip(deltas, weights, strict=True))
+    hessian, gradient = 1e-6 * len(deltas) / n * np.eye(n), np.zeros(base.shape)
+    for delta, weight in zip(deltas, weights, strict=True):
+        square = (delta**2).sum()
+        if square:
+            hessian += delta.T @ delta / square
+            gradient += (start - weight * delta) @ delta.T @ delta / square
+    return base + shared["lambda"] * (start - np.linalg.solve(hessian, gradient.T).T)
+
+
 TWINS = {
+    "tsv": tsv,
+    "iso_c": iso_c,
+    "wudi": wudi,
     "linear": linear,
     "slerp": slerp,
     "nuslerp": nuslerp,

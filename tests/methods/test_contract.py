@@ -231,6 +231,9 @@ def test_defaults_are_those_of_mergekit():
         "ram": {"epsilon": 1e-5},
         "ramplus_tl": {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
         "arcee_fusion": {},
+        "tsv": {"weight": 1.0, "lambda": 1.0, "rank": 1.0},
+        "iso_c": {"weight": 1.0, "lambda": 1.0},
+        "wudi": {"weight": 1.0, "lambda": 1.0},
     }
     for name, wanted in others.items():
         assert {p.name: p.default for p in method(name).parameters} == wanted
@@ -277,11 +280,12 @@ def test_the_tables_know_mergekits_names():
     means = {"linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "nearswap", "passthrough"}
     family = {"task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear"}
     family |= {"breadcrumbs", "breadcrumbs_ties"}
-    assert means | family | {"sce", "ram", "ramplus_tl", "arcee_fusion"} == set(METHODS)
+    not_in_mergekit = {"tsv", "iso_c", "wudi"}
+    assert means | family | {"sce", "ram", "ramplus_tl", "arcee_fusion"} | not_in_mergekit == set(METHODS)
     known = {"weight", "density", "gamma", "epsilon", "normalize", "rescale", "lambda", "t", "scale", "int8_mask"}
     known |= {"nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "eps", "max_iter", "tol", "filter_wise"}
     known |= {"select_topk", "r", "alpha"}
-    assert known | {"seed"} == KNOWN_PARAMETERS
+    assert known | {"seed", "rank"} == KNOWN_PARAMETERS
 
 
 def test_draws_cover_the_declared_kinds():
