@@ -113,6 +113,17 @@ def test_tokens_are_found_by_their_text_and_not_by_their_number(folders: dict[st
     assert (generation["eos_token_id"], generation["bos_token_id"]) == (1, 5)
 
 
+def test_the_tokenizer_of_a_model_that_is_not_merged(folders: dict[str, Path]):
+    text = LINEAR % "  - model: $base\n  - model: $chat" + "tokenizer: {source: $words}\n"
+    seen = opened(folders, text)
+    assert set(seen) == {"base", "chat"}
+    numbers, found = vocabulary(folders["base"]), seen["chat"].read(EMBEDDING)
+    assert torch.equal(found[3], weights(folders["chat"])[numbers["b"]])
+    assert not found[2].any()  # zebra, which neither has
+    assert seen["base"].config["vocab_size"] == 6
+    assert AutoTokenizer.from_pretrained(seen["base"].folder)("zebra b")["input_ids"] == [2, 3]
+
+
 def test_a_base_that_has_a_token_gives_it_to_all_that_lack_it(folders: dict[str, Path]):
     text = (
         LINEAR % "  - model: $base\n  - model: $tools\n  - model: $words"
