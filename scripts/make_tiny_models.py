@@ -23,7 +23,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
@@ -92,6 +97,9 @@ class Model:
     words: Vocabulary | None = field(default_factory=Vocabulary)
     config: dict[str, Any] = field(default_factory=dict)
 
+
+CLASSES = {"bert": AutoModelForMaskedLM, "gemma3": AutoModelForImageTextToText}
+"""What loads the kinds that are no plain language models."""
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 HUGE = {"vocab_size": 4200, "hidden_size": 256, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -169,6 +177,8 @@ MODELS = {
             "phi": {},
             "phi3": {},
             "mamba": {},
+            "bert": {},
+            "gemma3": {},
         }.items()
         for suffix, base in (("", False), ("-a", True), ("-b", True))
     },
@@ -216,8 +226,12 @@ def config_of(model: Model) -> Any:
             "head_dim": hidden // 4,
             "max_position_embeddings": 64,
         }
-        if model.kind == "phi":
+        if model.kind in ("phi", "bert"):
             del sizes["head_dim"]
+    if model.kind == "gemma3":
+        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        vision |= {"image_size": 28, "patch_size": 14}
+        return CONFIG_MAPPING["gemma3"](text_config={**common, **sizes}, vision_config=vision, mm_tokens_per_image=4)
     head_dim = {"head_dim": model.config["hidden_size"] // 4} if "hidden_size" in model.config else {}
     return CONFIG_MAPPING[model.kind](**{**common, **sizes, **head_dim, **model.config})
 
@@ -228,11 +242,12 @@ def write_model(folder: Path, name: str) -> None:
     generator = torch.Generator().manual_seed(zlib.crc32((model.like or name).encode()))
     config = config_of(model)
     config.architectures = None
+    loader = CLASSES.get(model.kind, AutoModelForCausalLM)
     with torch.random.fork_rng(devices=[]):
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        fresh = loader.from_config(config, dtype=torch.float32)
     before = {}
     if model.base:
-        parent = AutoModelForCausalLM.from_pretrained(folder.parent / model.base, dtype=torch.float32)
+        parent = loader.from_pretrained(folder.parent / model.base, dtype=torch.float32)
         before = dict(parent.named_parameters())
     with torch.no_grad():
         for key, parameter in fresh.named_parameters():
