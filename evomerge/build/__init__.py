@@ -1,7 +1,7 @@
 """Building candidates: one plan, two sinks, the same bits in both."""
 
 from evomerge.build.live import LiveModel, compute_dtype, empty_model
-from evomerge.build.opening import open_models
+from evomerge.build.opening import open_models, open_recipe
 from evomerge.build.parameters import hole_starts, parameter_faults
 from evomerge.build.plan import DTYPES, Job, Plan
 from evomerge.build.planner import checked_method, parents, plan
@@ -28,6 +28,7 @@ __all__ = [
     "into_model",
     "into_tensors",
     "open_models",
+    "open_recipe",
     "parameter_faults",
     "parents",
     "plan",

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from evomerge.build.component import language_parts
 from evomerge.build.heads import with_own_heads
+from evomerge.build.plan import Plan
+from evomerge.build.planner import checked_method, plan
 from evomerge.checkpoint import Checkpoint, open_checkpoint
-from evomerge.errors import CheckpointError, RecipeError
+from evomerge.errors import CheckpointError, EvomergeError, RecipeError
 from evomerge.recipe import Recipe
 from evomerge.vocabulary import aligned
+
+
+def open_recipe(path: Path) -> Plan:
+    """Returns the plan of a recipe without holes.
+
+    Raises:
+        RecipeError: with a line for every fault, models that cannot be read among them.
+        ArchitectureError: a model's layers cannot be found.
+    """
+    recipe = Recipe.load(path)
+    faults = [
+        recipe.fault(location, "a hole is left to search; run evomerge search, and apply its best.yaml")
+        for location in recipe.holes()
+    ]
+    checkpoints: dict[str, Checkpoint] = {}
+    try:
+        checked_method(recipe)
+    except RecipeError as fault:
+        faults += fault.faults
+    try:
+        checkpoints = open_models(recipe)
+    except EvomergeError as fault:
+        faults += str(fault).splitlines()
+    if faults:
+        raise RecipeError(faults)
+    return plan(recipe, checkpoints)
 
 
 def open_models(recipe: Recipe) -> dict[str, Checkpoint]:

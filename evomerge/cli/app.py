@@ -104,7 +104,8 @@ def search(
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
     from evomerge.build import compute_device, refuse_to_compile
-    from evomerge.cli.display import SearchDisplay, conclusion_table, duration
+    from evomerge.cli.display import SearchDisplay, conclusion_table
+    from evomerge.cli.quantities import duration
     from evomerge.study import Study, conclude, prepare
 
     where = compute_device(device)
@@ -157,9 +158,8 @@ def apply(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from evomerge.build import into_directory, remarks
-    from evomerge.cli.display import size
-    from evomerge.study import open_recipe
+    from evomerge.build import into_directory, open_recipe, remarks
+    from evomerge.cli.quantities import size
 
     plan = open_recipe(recipe)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -221,15 +221,15 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
 
     Example: evomerge check recipes/quickstart.yaml
     """
-    from evomerge.build import compute_device, remarks
+    from evomerge.build import compute_device, open_recipe, remarks
     from evomerge.recipe import Recipe
-    from evomerge.study import open_recipe, prepare
+    from evomerge.study import prepare
 
     compute_device(device)
     if Recipe.load(recipe).holes():
         out.print(_summary(recipe, prepare(recipe), device, full=True), markup=False, highlight=False, soft_wrap=True)
         return
-    from evomerge.cli.display import size
+    from evomerge.cli.quantities import size
 
     plan = open_recipe(recipe)
     models = ", ".join(plan.checkpoints)
@@ -246,7 +246,7 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
 def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> str:
     """Returns what a search is about to do, and with ``full`` what it needs and where it will live."""
     from evomerge.build import compute_device, compute_dtype
-    from evomerge.cli.display import size
+    from evomerge.cli.quantities import size
     from evomerge.search import SearchSpace
 
     space: SearchSpace = preparation.space

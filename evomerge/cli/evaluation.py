@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.build import Sources, compute_device, open_models, plan
+from evomerge.build import Sources, compute_device, open_models, open_recipe, plan
 from evomerge.errors import TaskError
 from evomerge.evaluator import Evaluator
 from evomerge.recipe import Recipe
-from evomerge.study import Objective, open_recipe
+from evomerge.study import Objective
 from evomerge.study.intervals import interval, resampled_objectives
 from evomerge.tasks import Task
 

@@ -1,7 +1,7 @@
 """Searches: checked before they begin, on record as they go, concluded on the holdout."""
 
 from evomerge.study.conclusion import Conclusion, Standing, conclude
-from evomerge.study.preparation import Preparation, open_recipe, prepare
+from evomerge.study.preparation import Preparation, prepare
 from evomerge.study.record import Outcome, Record, Trial
 from evomerge.study.study import Objective, Observer, Study
 
@@ -16,6 +16,5 @@ __all__ = [
     "Study",
     "Trial",
     "conclude",
-    "open_recipe",
     "prepare",
 ]

@@ -124,25 +124,6 @@ def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = No
     return Preparation(recipe, settings, checkpoints, tasks, weights, space, names, base, first)
 
 
-def open_recipe(path: Path) -> Plan:
-    """Returns the plan of a recipe without holes.
-
-    Raises:
-        RecipeError: with a line for every fault, models that cannot be read among them.
-        ArchitectureError: a model's layers cannot be found.
-    """
-    recipe = Recipe.load(path)
-    faults = [
-        recipe.fault(location, "a hole is left to search; run evomerge search, and apply its best.yaml")
-        for location in recipe.holes()
-    ]
-    _gather(faults, lambda: checked_method(recipe))
-    checkpoints = _gather(faults, lambda: open_models(recipe))
-    if faults or checkpoints is None:
-        raise RecipeError(faults)
-    return plan(recipe, checkpoints)
-
-
 def _gather(faults: list[str], make: Callable[[], T]) -> T | None:
     """Returns what `make` returns, or None where it fails: then its lines are added to `faults`."""
     try:

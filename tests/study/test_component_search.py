@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from evomerge.build import into_directory
+from evomerge.build import into_directory, open_recipe
 from evomerge.cli.evaluation import evaluated
-from evomerge.study import Study, conclude, open_recipe, prepare
+from evomerge.study import Study, conclude, prepare
 from tests.study.search_case import write_case
 from tests.study.test_study import Watcher
 from tests.tiny import tiny_checkpoint
