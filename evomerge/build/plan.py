@@ -136,8 +136,7 @@ class Plan:
         Raises:
             MergeError: as `merge`.
         """
-        # The random methods read 16-bit numbers one by one when compiled, which is slower than many in several passes.
-        if job.parameters is None or self.method.random:
+        if job.parameters is None:
             return False
         with self._named(job):
             found = self.method(operands, job.parameters)

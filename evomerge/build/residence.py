@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Hashable, Mapping
@@ -60,6 +61,10 @@ def residence(source_bytes: int, model_bytes: int, device: torch.device) -> Plac
     beside = 0 if device.type == "cuda" else model_bytes
     memory = torch.device("cpu")
     return "memory" if source_bytes + beside < HEADROOM * free_bytes(memory) else "disk"
+
+
+_HELD = 1 << 24
+"""Elements of the largest tensor that is held while it is merged where sources are read from files once."""
 
 
 class Sources:
@@ -138,7 +143,14 @@ class Sources:
         shape = checkpoint.tensors[name].shape
         kept = self._kept.get((model, name))
 
+        # Some methods read a tensor several times: what is small is held from the first piece to the last.
+        small: list[Tensor] = []
+
         def piece(start: int, stop: int) -> Tensor:
+            if kept is None and not self._reused and stop - start < math.prod(shape) <= _HELD:
+                if not small:
+                    small.append(checkpoint.piece(name, 0, math.prod(shape)).to(device))
+                return small[0][start:stop]
             if kept is None:
                 return checkpoint.piece(name, start, stop).to(device)
             return kept.view(-1)[start:stop].to(device, non_blocking=True)

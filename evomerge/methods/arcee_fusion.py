@@ -11,7 +11,7 @@ from torch import Tensor
 from evomerge.methods.lines import Lines
 from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.method import MergeMethod, Parameters
-from evomerge.methods.operands import BLOCK, Fused, Number, Operands, SourceTensor, combination, shrunk
+from evomerge.methods.operands import Fused, Number, Operands, SourceTensor, combination, shrunk
 
 # Added to probabilities, so that their ratio has a logarithm.
 _LEAST = 1e-8
@@ -61,7 +61,7 @@ def _threshold(operands: Operands, divergence: SourceTensor) -> float:
     def read(start: int, stop: int) -> Tensor:
         return _importance(operands.delta(0, start, stop), divergence.piece(start, stop))
 
-    order = Magnitudes(read, operands.numel, BLOCK)
+    order = Magnitudes(read, operands.numel)
 
     def quantile(share: float) -> float:
         return order.threshold(operands.numel - int(share * (operands.numel - 1))).magnitude

@@ -1,13 +1,14 @@
-"""`Magnitudes`: the order of a tensor's magnitudes, which names the threshold of any density without sorting.
+"""`Magnitudes`: the order of a tensor's magnitudes, which names the threshold of any density without sorting them all.
 
-The bits of a float32 magnitude, read as an integer, have the order of the magnitudes. Their upper half is one of
-2^15 buckets: a histogram, counted once, finds the bucket of the k-th largest for every k, and only the values in that
-bucket are looked at then. The task vector of a fine-tune stored in bfloat16 has few distinct magnitudes; a search lists
-them with their counts in each block, and a threshold then needs a look at one block only.
+The bits of a float32 magnitude, read as an integer, have the order of the magnitudes. A sample brackets the k-th
+largest, and one pass counts what lies above the bracket and sorts what lies in it. The task vector of a fine-tune
+stored in bfloat16 has few distinct magnitudes; a search lists them with their counts in each block, and a threshold
+then needs a look at one block only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_BUCKETS = 1 << 15
+# A sample has runs of so many elements, one in so many; a tensor of few elements is looked at as a whole.
+_RUN = 512
+_STRIDE = 1 << 14
+_WORTH_SAMPLING = 1 << 16
+_LARGEST = 0x7FFFFFFF
+# Elements that are looked at together: where magnitudes are listed, the fewer the less is looked at for a threshold.
+_LISTED_BLOCK = 32_000
+_BLOCK = 8 * _LISTED_BLOCK
 # With more distinct magnitudes, their counts in each block would take as much memory as the tensor.
 _MOST_LISTED = 8192
 
@@ -37,16 +45,18 @@ class Magnitudes:
     Args:
         read: gives the elements from a first up to a last one, flat, float32, free to be changed.
         numel: how many there are; at least one.
-        block: how many are looked at together.
         kept: whether many thresholds will be asked for, so that listing distinct magnitudes pays.
     """
 
-    def __init__(self, read: Callable[[int, int], Tensor], numel: int, block: int, *, kept: bool = False) -> None:
+    def __init__(self, read: Callable[[int, int], Tensor], numel: int, *, kept: bool = False) -> None:
         self._read = read
         self._numel = numel
-        self._block = block
+        self._block = _LISTED_BLOCK
         self._last: tuple[int, Threshold] | None = None
-        self._order = (_Listed.of(self._blocks()) if kept else None) or _Bucketed(self._blocks)
+        listed = _Listed.of(self._blocks()) if kept else None
+        if listed is None:
+            self._block = _BLOCK
+        self._order = listed or _Sampled(self._bits, self._blocks, numel)
 
     def threshold(self, count: int) -> Threshold:
         """Returns which elements are the `count` largest in magnitude.
@@ -118,23 +128,35 @@ class _Listed:
         return int(self._values[len(self._values) - 1 - place]), rank, equals
 
 
-class _Bucketed:
-    """How many magnitudes each bucket holds; those in one are looked at when they are asked for."""
+class _Sampled:
+    """A sample of the magnitudes, which brackets the one that is asked for: one pass then finds it among a few."""
 
-    def __init__(self, blocks: Callable[[], Iterator[Bits]]) -> None:
+    def __init__(self, read: Callable[[int, int], Bits], blocks: Callable[[], Iterator[Bits]], numel: int) -> None:
         self._blocks = blocks
-        self._histogram = np.zeros(_BUCKETS, np.int64)
-        for bits in blocks():
-            self._histogram += np.bincount(bits >> 16, minlength=_BUCKETS)
-        self._from_largest = self._histogram[::-1].cumsum()
+        self._numel = numel
+        starts = range(0, numel, _STRIDE) if numel > _WORTH_SAMPLING else ()
+        runs = [read(start, min(start + _RUN, numel)) for start in starts]
+        self._sample = np.sort(np.concatenate([np.empty(0, np.int32), *runs]))
 
     def find(self, count: int) -> tuple[int, int, list[int]]:
         """See `_Listed.find`."""
-        place = int(np.searchsorted(self._from_largest, count))
-        bucket = _BUCKETS - 1 - place
-        rank = count - int(self._from_largest[place]) + int(self._histogram[bucket])
-        inside = [bits[bits >> 16 == bucket] for bits in self._blocks()]
-        ordered = np.sort(np.concatenate(inside))[::-1]
-        bits = ordered[rank - 1]
-        rank -= int(np.count_nonzero(ordered > bits))
-        return int(bits), rank, [int(np.count_nonzero(own == bits)) for own in inside]
+        size = len(self._sample)
+        place = (1 - count / self._numel) * size
+        # Neighbours are alike, so a sample of runs errs by more than one of single elements.
+        margin = 4 * math.sqrt(size)
+        while True:
+            first, last = math.floor(place - margin), math.ceil(place + margin)
+            low = self._sample[first] if first >= 0 and size else np.int32(0)
+            high = self._sample[last] if last < size else np.int32(_LARGEST)
+            above, inside = 0, []
+            for bits in self._blocks():
+                above += int(np.count_nonzero(bits > high))
+                inside.append(bits[(bits >= low) & (bits <= high)])
+            few = np.concatenate(inside)
+            rank = count - above
+            if 0 < rank <= len(few):
+                break
+            margin *= 4
+        found = np.partition(few, len(few) - rank)[len(few) - rank]
+        rank -= int(np.count_nonzero(few > found))
+        return int(found), rank, [int(np.count_nonzero(own == found)) for own in inside]

@@ -143,7 +143,7 @@ class Operands:
         def read(start: int, stop: int) -> Tensor:
             return self.delta(source, start, stop)
 
-        return self.once(("magnitudes", source), lambda: Magnitudes(read, self.numel, BLOCK, kept=self.kept))
+        return self.once(("magnitudes", source), lambda: Magnitudes(read, self.numel, kept=self.kept))
 
     def noise(self, seed: int, source: int) -> SourceTensor:
         """Returns the random numbers of model `source` as a further source, see `noise_piece`."""

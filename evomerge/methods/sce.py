@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import BLOCK, Fused, Number, Operands, SourceTensor, shrunk
+from evomerge.methods.operands import Fused, Number, Operands, SourceTensor, shrunk
 from evomerge.methods.sparsifiers import Spans, dropped_up_to
 from evomerge.methods.task_arithmetic import elected_sign
 
@@ -67,7 +67,7 @@ def _variance_source(operands: Operands) -> SourceTensor:
 
 def _order(operands: Operands, variance: SourceTensor) -> Magnitudes:
     # A copy, as the reader may change what it is given.
-    return Magnitudes(lambda a, b: variance.piece(a, b).clone(), operands.numel, BLOCK, kept=operands.kept)
+    return Magnitudes(lambda a, b: variance.piece(a, b).clone(), operands.numel, kept=operands.kept)
 
 
 def _differing(operands: Operands) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from evomerge.errors import MergeError
 from evomerge.methods.magnitudes import Threshold
 from evomerge.methods.method import Parameter, Value
-from evomerge.methods.noise import LEVELS, cut
+from evomerge.methods.noise import FIRST, LEVELS, as_numbers, cut, number_of
 from evomerge.methods.operands import Number, Operands, SourceTensor, shrunk
 
 Spans = tuple[tuple[int, tuple[float, ...]], ...]
@@ -94,8 +94,8 @@ def _drop_small_and_large(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[
 
 
 def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
-    # 1 where the random whole number lies below the cut, else 0: comparisons are slow on some processors.
-    return delta.mul_((numbers[0] - blocks[0]).clamp_(0, 1))
+    # 1 where the random number lies below the cut, else 0: comparisons are slow on some processors.
+    return delta.mul_((numbers[0] - blocks[0]).sign_().relu_())
 
 
 def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:
@@ -191,7 +191,7 @@ def _noise_by_rank(
         # The only element of a row has no rank: its chance is rho itself.
         relative = ranks.div_(shape[1] - 1) if shape[1] > 1 else torch.full_like(ranks, 0.5)
         moved = relative.mul_(-2 * epsilon * LEVELS).add_(epsilon * LEVELS).view(-1)
-        moved = moved.add_(noise.piece(first * row, last * row)).round_().clamp_(-LEVELS, LEVELS - 1)
+        moved = moved.add_(noise.piece(first * row, last * row)).round_().clamp_(FIRST, FIRST + LEVELS - 1)
         parts.append(moved.to(torch.int16))
     whole = torch.cat(parts)
     offset = start // row * row
@@ -209,16 +209,17 @@ def _random(operands: Operands, source: int, noise: SourceTensor, density: float
         norms = operands.once(("norms", source, *key), table) if keep else table()
         return float(norms[level - 1])
 
-    return Thinned((noise,), ((operands.numel, (float(level),)),), _drop_at_random, norm)
+    numbers = SourceTensor(noise.shape, noise.device, lambda start, stop: as_numbers(noise.piece(start, stop)))
+    return Thinned((numbers,), ((operands.numel, (number_of(level),)),), _drop_at_random, norm)
 
 
 def _norms_by_cut(operands: Operands, source: int, noise: SourceTensor) -> NDArray[np.float64]:
     """Returns, for each cut from 1 on, the sum of the magnitudes that it keeps."""
-    norms = np.zeros(LEVELS)
+    norms = np.zeros(FIRST + LEVELS)
     for start, stop in operands.pieces():
         magnitudes = operands.delta(source, start, stop).abs_().cpu().numpy()
-        levels = noise.piece(start, stop).clamp(min=0).cpu().numpy()
-        norms += np.bincount(levels, magnitudes, LEVELS)
+        levels = noise.piece(start, stop).cpu().numpy()
+        norms += np.bincount(levels, magnitudes, len(norms))
     return norms.cumsum()
 
 

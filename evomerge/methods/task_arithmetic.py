@@ -22,8 +22,8 @@ from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Sp
 _NO_NORM = 1e-7
 # Under this magnitude the weights are taken to cancel, and the sum is not divided by theirs.
 _NO_WEIGHT = 1e-8
-# The smallest number above zero in float32.
-_SMALLEST = 1.401298464324817e-45
+# The smallest number above zero in float32 that no processor may take for zero.
+_SMALLEST = 1.1754943508222875e-38
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from evomerge.methods import MergeMethod, Operands, Parameters, SourceTensor
+from evomerge.methods.noise import FIRST
 
 # Binary fractions: sums of weights that cancel, and votes that tie, do so exactly in float32 and float64.
 VALUES = {
@@ -37,9 +38,9 @@ class Arguments:
         return Operands([SourceTensor.of(tensor) for tensor in self.tensors], base, self.name, kept=kept)
 
     def noise(self, source: int) -> np.ndarray:
-        """The random whole numbers of a source, as float64."""
+        """The random whole numbers of a source, from 0 on, as float64."""
         tensor = self.operands().noise(int(self.parameters.shared.get("seed", 0)), source)
-        return tensor.whole().numpy().astype(np.float64)
+        return tensor.whole().numpy().astype(np.float64) - FIRST
 
 
 def tensors_of(kind, shape, count, rng, dtype=torch.float32):

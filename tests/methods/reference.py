@@ -59,7 +59,7 @@ def keep_largest(delta, own, noise):
     return kept.reshape(delta.shape)
 
 
-LEVELS = 32768  # random numbers are whole, from 0 up to this
+LEVELS = 31616  # random numbers are whole, from 0 up to this
 
 
 def keep_random(delta, own, noise):

@@ -6,7 +6,7 @@ import torch
 
 from evomerge.errors import MergeError
 from evomerge.methods import METHODS, method
-from evomerge.methods.noise import noise_piece
+from evomerge.methods.noise import FIRST, LEVELS, noise_piece
 
 from .inputs import draw, result_of, same_bits
 from .reference import TWINS
@@ -115,18 +115,18 @@ def test_ties_with_a_negative_weight_divides_by_the_sum_of_the_kept_weights():
 
 
 def test_dare_by_hand():
-    low, high = (noise_piece(0, source, "w", 0, 4) < 1 << 14 for source in (0, 1))
-    assert low.tolist() == [False, True, True, True]
-    assert high.tolist() == [False, True, False, True]
+    low, high = (noise_piece(0, source, "w", 0, 4) < FIRST + LEVELS // 2 for source in (0, 1))
+    assert low.tolist() == [False, False, False, True]
+    assert high.tolist() == [False, True, True, False]
     models, each = [[1.0, 1.0, 3.0, 3.0], [2.0, 1.0, 1.0, -3.0]], [{"weight": 1.0, "density": 0.5}] * 2
-    # Kept: [-, 1, 3, 3] of L1 norm 7 of 8, and [-, 1, -, -3] of 4 of 7.
+    # Kept: [-, -, -, 3] of L1 norm 3 of 8, and [-, 1, 1, -] of 2 of 7.
     merged = merge("dare_linear", models, base=[0.0] * 4, each=each)
-    assert merged == pytest.approx([0, 8 / 7 + 7 / 4, 24 / 7, 24 / 7 - 21 / 4])
+    assert merged == pytest.approx([0, 3.5, 3.5, 8])
     merged = merge("dare_linear", models, base=[0.0] * 4, each=each, rescale=False)
-    assert merged == [0.0, 2.0, 3.0, 0.0]
+    assert merged == [0.0, 1.0, 1.0, 3.0]
     full = [{"weight": 1.0, "density": 0.5}, {"weight": 1.0}]
     merged = merge("dare_ties", models, base=[0.0] * 4, each=full)
-    assert merged == pytest.approx([2, 8 / 7 + 1, 24 / 7 + 1, 24 / 7])
+    assert merged == pytest.approx([2, 1, 1, 8])
 
 
 def test_breadcrumbs_by_hand():

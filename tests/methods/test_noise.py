@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evomerge.methods import PIECE, method
-from evomerge.methods.noise import LEVELS, cut, noise_piece
+from evomerge.methods.noise import FIRST, LEVELS, as_numbers, cut, noise_piece, number_of
 
 from .inputs import Arguments
 
@@ -14,14 +14,14 @@ def test_numbers_are_pinned():
     """A saved recipe must rebuild exactly with a later version."""
     numbers = noise_piece(0, 1, "model.layers.0.mlp.up_proj.weight", 2, 3)
     assert numbers.dtype == np.int16
-    assert numbers.tolist() == [1493, 16972, 23785]
+    assert numbers.tolist() == [1744, 25019, 28306]
 
 
 def test_numbers_are_uniform():
     numbers = noise_piece(1, 2, "w", 0, 100_000)
-    assert 0 <= numbers.min() < 8
-    assert LEVELS - 8 < numbers.max() < LEVELS
-    counts = np.histogram(numbers, bins=16, range=(0, LEVELS))[0]
+    assert FIRST <= numbers.min() < FIRST + 8
+    assert FIRST + LEVELS - 8 < numbers.max() < FIRST + LEVELS
+    counts = np.histogram(numbers, bins=16, range=(FIRST, FIRST + LEVELS))[0]
     chi_square = ((counts - 6250) ** 2 / 6250).sum()
     assert chi_square < 37.7  # 15 degrees of freedom, 1 in 1000
 
@@ -51,8 +51,21 @@ def test_a_tensor_reads_the_same_numbers_however_it_is_cut():
         assert torch.equal(kept.piece(start, stop), whole[start:stop])
 
 
+def test_levels_read_as_numbers_keep_their_order():
+    levels = torch.arange(FIRST, FIRST + LEVELS, dtype=torch.int16)
+    numbers = as_numbers(levels).float()
+    smallest = torch.finfo(torch.float32).tiny
+    assert (numbers.diff() >= smallest).all()
+    assert numbers[0] >= smallest
+    assert numbers[-1].isfinite()
+    assert [number_of(FIRST + level) for level in (0, 1, 777)] == numbers[[0, 1, 777]].tolist()
+    assert number_of(FIRST + LEVELS) > numbers[-1]
+
+
 def test_a_density_keeps_that_share_of_all_levels():
-    assert [cut(density) for density in (0.5, 0.25, 1e-9, 1 - 1e-9)] == [LEVELS // 2, LEVELS // 4, 1, LEVELS]
+    assert [cut(density) for density in (0.5, 0.25, 1e-9, 1 - 1e-9)] == [
+        FIRST + count for count in (LEVELS // 2, LEVELS // 4, 1, LEVELS)
+    ]
 
 
 def test_two_candidates_share_their_masks():
