@@ -71,6 +71,22 @@ def test_shards_follow_each_other_by_name(tmp_path: Path) -> None:
     assert list(Checkpoint.open(str(tmp_path)).tensors) == ["z", "a"]
 
 
+def test_pieces_are_parts_of_their_tensors(model: Path) -> None:
+    with Checkpoint.open(str(model)) as checkpoint:
+        for name, info in checkpoint.tensors.items():
+            flat = checkpoint.read(name).reshape(-1)
+            for start, stop in [(0, info.numel), (0, 0), (1, 3), (info.numel - 5, info.numel)]:
+                piece = checkpoint.piece(name, start, stop)
+                assert piece.dtype == info.dtype
+                assert torch.equal(piece, flat[start:stop])
+            checkpoint.piece(name, 0, 1).zero_()  # its own memory, not the file's
+            assert torch.equal(checkpoint.read(name).reshape(-1), flat)
+        with pytest.raises(CheckpointError, match="no tensor 'nothing'"):
+            checkpoint.piece("nothing", 0, 1)
+    with pytest.raises(CheckpointError, match="is closed"):
+        checkpoint.piece(name, 0, 1)
+
+
 def test_values_at_odd_addresses_are_read(tmp_path: Path) -> None:
     # A header that is not padded, and a bool before a float: both legal, neither aligned.
     values = torch.tensor([1.5, -2.0])

@@ -195,6 +195,27 @@ def test_a_tensor_written_twice_is_refused(writer: CheckpointWriter) -> None:
         writer.write("t0", torch.zeros(2))
 
 
+def test_a_tensor_is_written_in_parts_of_any_order(tmp_path: Path) -> None:
+    layout = infos(10, 0, 7, dtype=torch.bfloat16)
+    with CheckpointWriter(tmp_path / "out", layout, shard_bytes=15) as writer:
+        for start, stop in [(6, 10), (0, 1), (1, 6)]:
+            writer.write_part("t0", start, values_of(layout[0])[start:stop])
+        with pytest.raises(CheckpointError, match="t0 is written twice"):
+            writer.write_part("t0", 3, values_of(layout[0])[3:4])
+        with pytest.raises(CheckpointError, match=r"t2: expected elements 5 to 7 at most.*found 3 of torch\.bfloat16"):
+            writer.write_part("t2", 5, values_of(layout[0])[:3])
+        with pytest.raises(CheckpointError, match=r"t2: expected.*of torch\.bfloat16, found 7 of torch\.float32"):
+            writer.write_part("t2", 0, torch.zeros(7))
+        writer.write_part("t2", 0, values_of(layout[2])[:3])
+        with pytest.raises(CheckpointError, match=r"1 tensors of the layout were not written, e\.g\. t2"):
+            writer.commit(config=CONFIG)
+        writer.write_part("t2", 3, values_of(layout[2])[3:])
+        writer.commit(config=CONFIG)
+    with Checkpoint.open(str(tmp_path / "out")) as checkpoint:
+        for info in layout:
+            assert bits(checkpoint.read(info.name)) == bits(values_of(info))
+
+
 def test_a_missing_tensor_is_refused(writer: CheckpointWriter, tmp_path: Path) -> None:
     writer.write("t0", torch.zeros(2))
     with pytest.raises(CheckpointError, match=r"1 tensors of the layout were not written, e\.g\. t1"):

@@ -88,6 +88,23 @@ def test_memory_and_disk_hold_the_same_bits_and_transformers_loads_them(
         assert torch.isfinite(loaded(input_ids=ids).logits).all()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_bits_are_the_same_on_one_thread_and_on_two(name: str, models: dict[str, Path], tmp_path: Path):
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made = planned(METHODS[name] + "dtype: bfloat16\n", models)
+            into_directory(made, tmp_path / str(threads))
+            results += [tensors(tmp_path / str(threads)), merged(METHODS[name] + "dtype: bfloat16\n", models)]
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(tensor, other[key]) for key, tensor in results[0].items())
+
+
 def test_filling_again_overwrites_every_value(models: dict[str, Path]):
     first, second = planned(METHODS["ties"], models), planned(METHODS["linear"], models)
     live = LiveModel(first, "cpu")
