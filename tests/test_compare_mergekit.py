@@ -276,6 +276,9 @@ def test_every_recipe_says_how_it_is_run_and_names_models_that_are_made(path: Pa
         if part.startswith("models/")
     }
     assert named <= {*MODELS, *ADAPTERS}
+    if not {"base_model", "chat_template"} & yaml.safe_load(text).keys():
+        # mergekit takes the tokenizer of any of them.
+        assert len({MODELS[name].words for name in named & MODELS.keys()}) == 1
     if path.parent.name == "instead":
         assert path.parent.parent / path.name in RECIPES
 
