@@ -15,6 +15,9 @@ from evomerge.build.residence import Sources
 from evomerge.build.side_files import side_files
 from evomerge.checkpoint import CheckpointWriter
 
+_MOST_IN_FLIGHT = 4
+"""Tensors that are merged at the same time on the way to a directory: memory is bounded by so many."""
+
 
 def into_model(plan: Plan, live: LiveModel, sources: Sources) -> None:
     """Writes every tensor of `plan` in place into the model in memory.
@@ -96,27 +99,19 @@ def into_directory(
             with torch.no_grad():
                 plan.merge(job, sources.operands(job), lambda start, part: out.write_part(job.info.name, start, part))
 
-        # Each thread reads, computes and writes a tensor of its own: while one waits for the disk another computes.
-        _each(carry, plan.jobs, sources.device, lambda job: progress(job.info.nbytes))
+        _in_parallel(carry, plan.jobs, lambda job: progress(job.info.nbytes))
         files, texts = side_files(plan)
         out.commit(config=plan.config, files=files, texts=texts)
 
 
-def _each(
-    work: Callable[[Job], None],
-    jobs: Iterable[Job],
-    device: torch.device,
-    done: Callable[[Job], None] = lambda _: None,
-) -> None:
-    """Does `work` for every job, on as many threads as torch may use; calls `done` after each, on this one."""
-    if device.type != "cpu":
-        for job in jobs:
-            work(job)
-            done(job)
-        return
-    # Tensors are shared out among the threads, and not the elements of one: its sums then have the same bits
-    # however many threads there are.
-    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+def _in_parallel(work: Callable[[Job], None], jobs: Iterable[Job], done: Callable[[Job], None]) -> None:
+    """Does `work` for every job, and calls `done` after each.
+
+    Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes. Tensors
+    are shared out among the threads, and not the elements of one: its sums have the same bits on any machine.
+    """
+    workers = min(_MOST_IN_FLIGHT, torch.get_num_threads())
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         begun = {pool.submit(work, job): job for job in jobs}
         for future in as_completed(begun):
