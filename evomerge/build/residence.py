@@ -119,10 +119,10 @@ class Sources:
                         " a merge with it would be of no use; get a sound copy of the model"
                     )
                 if self.place == "device":
-                    self._kept[model, name] = tensor.to(self.device)
+                    self._kept[model, name] = tensor.contiguous().to(self.device)
                 elif self.place == "memory":
                     # A copy: a view of the memory map would have the system read the disk again at its whim.
-                    kept = tensor.clone()
+                    kept = tensor.clone(memory_format=torch.contiguous_format)
                     self._kept[model, name] = kept.pin_memory() if self.device.type == "cuda" else kept
                 progress(info.nbytes)
 

@@ -124,10 +124,7 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, the checkpoint is closed, or its file went away.
         """
-        try:
-            path, place = self._places[name]
-        except KeyError:
-            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._places)} others") from None
+        path, place = self._place(name)
         info = place.info
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=info.dtype, device=device)
@@ -150,10 +147,7 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, the checkpoint is closed, or its file went away.
         """
-        try:
-            path, place = self._places[name]
-        except KeyError:
-            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._places)} others") from None
+        path, place = self._place(name)
         size = place.info.dtype.itemsize
         data = torch.empty((stop - start) * size, dtype=torch.uint8)
         file, read = self._file(path), 0
@@ -201,6 +195,11 @@ class Checkpoint:
             self._maps.clear()
             while self._files:
                 self._files.popitem()[1].close()
+
+    def _place(self, name: str) -> tuple[Path, Place]:
+        if name not in self._places:
+            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._places)} others")
+        return self._places[name]
 
     def _file(self, path: Path) -> FileIO:
         with self._lock:

@@ -252,7 +252,7 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
     space: SearchSpace = preparation.space
     settings = preparation.settings
     where = compute_device(device)
-    names = {"device": f"in {where}'s memory", "memory": "in main memory", "disk": "on disk, memory-mapped"}
+    names = {"device": f"in {where}'s memory", "memory": "in main memory", "disk": "on disk, read piece by piece"}
     lines = [
         f"{path}: {preparation.recipe.merge_method} of {', '.join(preparation.parents)}",
         f"{len(space)} numbers by {settings.optimizer}, {settings.evaluations} evaluations, seed {settings.seed};"

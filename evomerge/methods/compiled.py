@@ -38,9 +38,8 @@ def run_compiled(fused: Fused, target: Tensor, dtype: torch.dtype) -> bool:
         blocks = [source.piece(start, stop) for source in fused.inputs]
         work = _compiled(fused.kernel) if stop - start >= _SHORTEST else _plain(fused.kernel)
         # As tensors: the compiler would make a kernel of its own for every value of a number.
-        largest = work(
-            blocks, [torch.tensor(number, dtype=torch.float32) for number in numbers], target[start:stop], dtype
-        )
+        scalars = torch.tensor(numbers, dtype=torch.float32).unbind()
+        largest = work(blocks, scalars, target[start:stop], dtype)
         finite = finite and math.isfinite(largest)
     return finite
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, into_tensors, plan, refuse_to_compile
-from evomerge.checkpoint import Checkpoint
+from evomerge.checkpoint import Checkpoint, CheckpointView
 from evomerge.errors import ArchitectureError, CheckpointError, EvaluationError, MergeError, RecipeError
 from evomerge.recipe import Recipe
 from tests.tiny import tiny_checkpoint
@@ -302,3 +303,20 @@ def test_compiled_kernels_need_a_processor_and_a_compiler(monkeypatch: pytest.Mo
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(EvaluationError, match=r"needs a C\+\+ compiler.*install g\+\+"):
         refuse_to_compile(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_views_may_make_tensors_of_any_layout(place: Literal["memory", "disk"], models: dict[str, Path]):
+    class Turned(CheckpointView):
+        def made(self, name: str) -> torch.Tensor:
+            tensor = self.inner.read(name)
+            return tensor.T.contiguous().T if tensor.ndim == 2 else tensor
+
+    made = planned(METHODS["linear"], models)
+    turned = {name: Turned(checkpoint, difference="turned") for name, checkpoint in made.checkpoints.items()}
+    sources = Sources(turned, place, torch.device("cpu"))
+    sources.load()
+    found = {info.name: torch.empty(info.shape, dtype=info.dtype) for info in made.layout}
+    into_tensors(made, found, sources)
+    expected = merged(METHODS["linear"], models)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
