@@ -116,14 +116,10 @@ class Plan:
             write(start, result)
 
         with self._named(job):
-            found = self.method(operands, job.parameters)
-            if isinstance(found, Tensor):
-                rounded(0, found.reshape(-1))
-            else:
-                found.run(rounded)
+            self.method(operands, job.parameters).run(rounded)
 
     def merge_compiled(self, job: Job, operands: Operands, target: Tensor) -> bool:
-        """Merges the tensor in place with compiled kernels, where its merge is elementwise, with the bits of `merge`.
+        """Merges the tensor in place with compiled kernels, unless it is only copied, with the bits of `merge`.
 
         Args:
             job: one of the plan's.
@@ -139,10 +135,8 @@ class Plan:
         if job.parameters is None:
             return False
         with self._named(job):
-            found = self.method(operands, job.parameters)
-            if isinstance(found, Tensor):
-                return False
-            self._refuse(job, run_compiled(found, target, job.info.dtype))
+            fused = self.method(operands, job.parameters)
+            self._refuse(job, run_compiled(fused, target, job.info.dtype))
         return True
 
     @contextmanager

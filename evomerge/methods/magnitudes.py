@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,8 @@ class Magnitudes:
         self._read = read
         self._numel = numel
         self._block = _LISTED_BLOCK
-        self._last: tuple[int, Threshold] | None = None
+        # A candidate asks for two at most; what the next one asks again is known.
+        self._recent = lru_cache(maxsize=2)(self._find)
         listed = _Listed.of(self._blocks()) if kept else None
         if listed is None:
             self._block = _BLOCK
@@ -67,9 +69,7 @@ class Magnitudes:
         Args:
             count: from 1 to the number of elements.
         """
-        if self._last is None or self._last[0] != count:
-            self._last = (count, self._find(count))
-        return self._last[1]
+        return self._recent(count)
 
     def _find(self, count: int) -> Threshold:
         bits, rank, equals = self._order.find(count)

@@ -83,9 +83,9 @@ class Parameters:
     models: tuple[Mapping[str, Value], ...]
 
 
-Merge = Callable[[Operands, Parameters], Fused | Tensor]
-"""The function of a method: what it does to each element, or, where an element depends on others in a way that no few
-numbers sum up, the merged tensor itself, float32. It may rely on `MergeMethod` having checked its arguments."""
+Merge = Callable[[Operands, Parameters], Fused]
+"""The function of a method: it measures what it needs, and says what is done to each element. It may rely on
+`MergeMethod` having checked its arguments."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ class MergeMethod:
             t = 0; ``optional``: used where given; ``unused``: ignored.
         models: the fewest and the most tensors it merges, the base not counted; None is no limit.
         merge: the function; call the method itself, which checks the arguments first.
-        random: whether it draws random numbers.
         kept_bytes: the bytes that a search keeps beside the sources, for each element of each model.
     """
 
@@ -112,11 +111,10 @@ class MergeMethod:
     base: Literal["required", "endpoint", "optional", "unused"]
     models: tuple[int, int | None]
     merge: Merge
-    random: bool = False
     kept_bytes: int = 0
 
-    def __call__(self, operands: Operands, parameters: Parameters) -> Fused | Tensor:
-        """Returns the merge of `operands`, or how it is done in one pass.
+    def __call__(self, operands: Operands, parameters: Parameters) -> Fused:
+        """Returns how `operands` are merged in one pass.
 
         Args:
             operands: a tensor of each model, and of the base; none of them is changed.
@@ -150,8 +148,6 @@ class MergeMethod:
         """
         sources = [SourceTensor.of(tensor) for tensor in tensors]
         found = self(Operands(sources, None if base is None else SourceTensor.of(base), name), parameters)
-        if isinstance(found, Tensor):
-            return found
         result = torch.empty(tensors[0].shape, dtype=torch.float32, device=tensors[0].device)
         flat = result.view(-1)
         with torch.no_grad():

@@ -232,7 +232,6 @@ def _member(
         base="required",
         models=(1, None),
         merge=_Composition(sparsifier, consensus),
-        random=sparsifier is not None and sparsifier.random,
         kept_bytes=2 if sparsifier is not None and sparsifier.random else 0,
     )
 

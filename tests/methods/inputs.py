@@ -125,8 +125,6 @@ def same_bits(left, right):
 
 def result_of(found, shape):
     """Carries out what a method answered."""
-    if isinstance(found, torch.Tensor):
-        return found
     flat = torch.zeros(math.prod(shape))
     found.run(lambda start, block: flat[start : start + len(block)].copy_(block))
     return flat.view(shape)

@@ -19,7 +19,7 @@ def normal(seed, shape, count, scale=1.0):
 
 def merge(name, tensors, base=None, each=(), seed=0, **shared):
     chosen = method(name)
-    if chosen.random:
+    if any(parameter.name == "seed" for parameter in chosen.parameters):
         shared["seed"] = seed
     parameters = chosen.complete({key.rstrip("_"): value for key, value in shared.items()}, each)
     return chosen.merged(tensors, base, parameters, "w")
