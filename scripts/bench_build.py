@@ -1,6 +1,6 @@
 """Measure how long one candidate takes to build in memory: here, in mergekit, and as a plain copy of its bytes.
 
-    python scripts/bench_build.py BASE A B [--method ties --method linear] [--rounds 5] [--compile] [--json]
+    python scripts/bench_build.py BASE A B [--method ties --method linear] [--rounds 5] [--json]
     python scripts/bench_build.py models/smollm2-135m-instruct models/smollm2-english-math models/smollm2-spanish \
         --mergekit ~/mergekit/bin/python
 
@@ -96,10 +96,10 @@ class Ours:
         first: seconds for the first candidate, for which everything is measured.
     """
 
-    def __init__(self, method: str, models: list[str], compiled: bool) -> None:
+    def __init__(self, method: str, models: list[str]) -> None:
         self.method, self.models = method, models
         made = self._plan(0)
-        self.sources = Sources(made.checkpoints, "memory", torch.device("cpu"), compiled=compiled)
+        self.sources = Sources(made.checkpoints, "memory", torch.device("cpu"))
         self.sources.load()
         self.result = {info.name: torch.zeros(info.shape, dtype=info.dtype) for info in made.layout}
         self.first = self.build(0)
@@ -203,7 +203,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="candidates to build (5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of all sides")
     parser.add_argument("--mergekit", metavar="PYTHON", help="the Python of an environment that has mergekit")
-    parser.add_argument("--compile", action="store_true", help="with compiled kernels, as evomerge search --compile")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -214,10 +213,10 @@ def main() -> None:
         print(text, file=sys.stderr, flush=True)
 
     figures = [
-        measure(Ours(method, models, arguments.compile), mergekit, arguments.rounds, say)
+        measure(Ours(method, models), mergekit, arguments.rounds, say)
         for method in arguments.method or METHODS_COMPARED
     ]
-    whole = {"threads": arguments.threads, "compiled": arguments.compile, "methods": figures}
+    whole = {"threads": arguments.threads, "methods": figures}
     print(json.dumps(whole, indent=2) if arguments.json else table(figures))
 
 

@@ -6,7 +6,7 @@ from evomerge.build.parameters import hole_starts, parameter_faults
 from evomerge.build.plan import DTYPES, Job, Plan
 from evomerge.build.planner import checked_method, parents, plan
 from evomerge.build.remarks import remarks
-from evomerge.build.residence import Place, Sources, compute_device, free_bytes, refuse_to_compile, residence
+from evomerge.build.residence import Place, Sources, compute_device, free_bytes, residence
 from evomerge.build.side_files import chat_template
 from evomerge.build.sinks import into_directory, into_model, into_tensors
 
@@ -32,7 +32,6 @@ __all__ = [
     "parameter_faults",
     "parents",
     "plan",
-    "refuse_to_compile",
     "remarks",
     "residence",
 ]

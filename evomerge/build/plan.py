@@ -6,32 +6,20 @@ run the same jobs, so what was scored in memory is what is written to disk, bit 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import MergeError
-from evomerge.methods import MergeMethod, Operands, Parameters, run_compiled
+from evomerge.methods import Fused, MergeMethod, Operands, Parameters, SourceTensor
 from evomerge.recipe import Recipe
 
-Write = Callable[[int, Tensor], None]
-"""Takes (the first element, elements from there on: flat, in the result's dtype)."""
-
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Returns whether every element is a finite number; one pass, no temporaries (NaN carries into both ends)."""
-    if tensor.numel() == 0:
-        return True
-    low, high = tensor.aminmax()
-    return math.isfinite(low) and math.isfinite(high)
 
 
 @dataclass(frozen=True)
@@ -49,6 +37,22 @@ class Job:
     inputs: tuple[tuple[str, str], ...]
     base: tuple[str, str] | None
     parameters: Parameters | None
+
+
+class Piece(NamedTuple):
+    """Some elements of a tensor of the result.
+
+    Attributes:
+        start: the first.
+        stop: the one past the last.
+        fill: puts them where they shall be: flat, contiguous, of their number, in the job's dtype or a wider one, on
+            the device of the sources. It can be called from any thread, and raises `MergeError` where one of them is
+            not finite.
+    """
+
+    start: int
+    stop: int
+    fill: Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -94,59 +98,36 @@ class Plan:
         each = self.method.kept_bytes
         return sum(each * job.info.numel * len(job.inputs) for job in self.jobs if job.parameters is not None)
 
-    def merge(self, job: Job, operands: Operands, write: Write) -> None:
-        """Merges the tensor that `job` describes: computed in float32, rounded to the result's dtype.
+    def pieces(self, job: Job, operands: Operands) -> Iterator[Piece]:
+        """Yields the tensor that `job` describes: merged in float32, rounded to the result's dtype.
+
+        What its merge has to measure first is measured before the first piece is yielded.
 
         Args:
             job: one of the plan's.
             operands: its sources.
-            write: takes the result, piece by piece.
 
         Raises:
-            MergeError: the method cannot merge these tensors, or the result is not finite.
+            MergeError: the method cannot merge these tensors.
         """
         if job.parameters is None:
+            copied = operands.tensors[0]
             for start, stop in operands.pieces():
-                write(start, operands.tensors[0].piece(start, stop))
+                yield Piece(start, stop, partial(_copy, copied, start, stop))
             return
-
-        def rounded(start: int, merged: Tensor) -> None:
-            result = merged.to(job.info.dtype)
-            self._refuse(job, all_finite(result))
-            write(start, result)
-
-        with self._named(job):
-            self.method(operands, job.parameters).run(rounded)
-
-    def merge_compiled(self, job: Job, operands: Operands, target: Tensor) -> bool:
-        """Merges the tensor in place with compiled kernels, unless it is only copied, with the bits of `merge`.
-
-        Args:
-            job: one of the plan's.
-            operands: its sources.
-            target: flat and contiguous, of the job's number of elements, in the result's dtype or a wider one.
-
-        Returns:
-            Whether it was: otherwise nothing is done.
-
-        Raises:
-            MergeError: as `merge`.
-        """
-        if job.parameters is None:
-            return False
-        with self._named(job):
-            fused = self.method(operands, job.parameters)
-            self._refuse(job, run_compiled(fused, target, job.info.dtype))
-        return True
-
-    @contextmanager
-    def _named(self, job: Job) -> Iterator[None]:
         try:
-            yield
+            fused = self.method(operands, job.parameters)
         except MergeError as fault:
             raise MergeError(f"{job.info.name}: {fault}") from None
+        for start, stop in fused.parts():
+            yield Piece(start, stop, partial(_merge, job, fused, start, stop))
 
-    def _refuse(self, job: Job, finite: bool) -> None:
-        if not finite:
-            dtype = str(job.info.dtype).removeprefix("torch.")
-            raise MergeError(f"the merged tensor has values that are not finite in {dtype}")
+
+def _copy(source: SourceTensor, start: int, stop: int, output: Tensor) -> None:
+    output.copy_(source.piece(start, stop))
+
+
+def _merge(job: Job, fused: Fused, start: int, stop: int, output: Tensor) -> None:
+    if not fused.merge(start, stop, output, job.info.dtype):
+        dtype = str(job.info.dtype).removeprefix("torch.")
+        raise MergeError(f"{job.info.name}: the merged tensor has values that are not finite in {dtype}")

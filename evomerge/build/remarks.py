@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from evomerge.build.plan import Plan
+from evomerge.methods import compiler
 
 
 def remarks(plan: Plan) -> list[str]:
@@ -13,7 +15,13 @@ def remarks(plan: Plan) -> list[str]:
     Args:
         plan: how the model is made.
     """
-    return list(_code_left_out(plan))
+    return [*_code_left_out(plan), *_no_compiler()]
+
+
+def _no_compiler() -> Iterator[str]:
+    """There is no compiler, and nobody said that there shall be none."""
+    if compiler() is None and os.environ.get("EVOMERGE_CC") != "":
+        yield "No C compiler was found, so merging on the CPU is several times slower: install gcc or clang."
 
 
 def _code_left_out(plan: Plan) -> Iterator[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Hashable, Mapping
 from typing import Literal
 
@@ -12,10 +10,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from evomerge.build.plan import Job, all_finite
+from evomerge.build.plan import Job
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, EvaluationError
-from evomerge.methods import Operands, SourceTensor
+from evomerge.methods import Operands, SourceTensor, all_finite
 
 Place = Literal["device", "memory", "disk"]
 
@@ -75,24 +73,11 @@ class Sources:
         place: ``device``, ``memory``, or ``disk``: read from the files each time.
         device: where tensors are handed out.
         reused: whether many candidates are built from them, so that what is measured of them is kept.
-        compiled: whether `torch.compile` makes the kernels that merge them, see `run_compiled`; on the CPU only.
-
-    Raises:
-        EvaluationError: kernels cannot be compiled for this device, or there is no compiler.
     """
 
     def __init__(
-        self,
-        checkpoints: Mapping[str, Checkpoint],
-        place: Place,
-        device: torch.device,
-        *,
-        reused: bool = True,
-        compiled: bool = False,
+        self, checkpoints: Mapping[str, Checkpoint], place: Place, device: torch.device, *, reused: bool = True
     ) -> None:
-        if compiled:
-            refuse_to_compile(device)
-        self.compiled = compiled
         self.place = place
         self.device = device
         self._checkpoints = checkpoints
@@ -126,9 +111,13 @@ class Sources:
                     self._kept[model, name] = kept.pin_memory() if self.device.type == "cuda" else kept
                 progress(info.nbytes)
 
+    def measured(self, job: Job) -> bool:
+        """Returns whether what `job` merges was measured for earlier candidates, so that it is soon begun."""
+        return self.place != "disk" and self._key(job) in self._operands
+
     def operands(self, job: Job) -> Operands:
         """Returns what `job` merges, with all that was measured of it for earlier candidates."""
-        key = (job.info.name, job.inputs, job.base)
+        key = self._key(job)
         found = self._operands.get(key)
         if found is None:
             base = None if job.base is None else self._tensor(*job.base)
@@ -138,10 +127,16 @@ class Sources:
                 self._operands[key] = found
         return found
 
+    def _key(self, job: Job) -> Hashable:
+        return job.info.name, job.inputs, job.base
+
     def _tensor(self, model: str, name: str) -> SourceTensor:
         checkpoint, device = self._checkpoints[model], self.device
         shape = checkpoint.tensors[name].shape
         kept = self._kept.get((model, name))
+
+        if kept is not None and kept.device == device:
+            return SourceTensor.of(kept)
 
         # Some methods read a tensor several times: what is small is held from the first piece to the last.
         small: list[Tensor] = []
@@ -156,18 +151,3 @@ class Sources:
             return kept.view(-1)[start:stop].to(device, non_blocking=True)
 
         return SourceTensor(shape, device, piece)
-
-
-def refuse_to_compile(device: torch.device) -> None:
-    """Checks that kernels can be compiled for `device`, with the bits of those that are not.
-
-    Raises:
-        EvaluationError: they cannot, or there is no compiler.
-    """
-    if device.type != "cpu":
-        raise EvaluationError(
-            f"--compile: is for --device cpu, found {device}: a GPU's compiler rounds differently, and a saved recipe"
-            " would not rebuild the very model that was scored; leave it out"
-        )
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name):
-        raise EvaluationError("--compile: needs a C++ compiler, found none; install g++, or leave it out")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from evomerge.build.live import LiveModel
-from evomerge.build.plan import Job, Plan
+from evomerge.build.plan import Job, Piece, Plan
 from evomerge.build.residence import Sources
 from evomerge.build.side_files import side_files
 from evomerge.checkpoint import CheckpointWriter
+from evomerge.methods import compiler
+
+T = TypeVar("T")
 
 _MOST_IN_FLIGHT = 4
 """Tensors that are merged at the same time on the way to a directory: memory is bounded by so many."""
@@ -45,26 +50,37 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
     Raises:
         MergeError: a tensor cannot be merged.
     """
+    jobs = [job for job in plan.jobs if places[job.info.name] is not None]
 
-    def fill(job: Job) -> None:
-        place = places[job.info.name]
-        if place is None:
+    def begun(job: Job) -> tuple[str, list[Callable[[], None]]]:
+        pieces, place = plan.pieces(job, sources.operands(job)), places[job.info.name]
+        assert place is not None  # Those are no jobs; this line is for the type checker.
+        if not place.is_contiguous():
+            return job.info.name, [partial(_fill, pieces, place.detach())]
+        flat = place.detach().view(-1)
+        return job.info.name, [partial(fill, flat[start:stop]) for start, stop, fill in pieces]
+
+    with torch.no_grad():
+        if sources.device.type != "cpu" or compiler() is None:
+            for job in jobs:
+                for step in begun(job)[1]:
+                    step()
             return
-        target = place if place.is_contiguous() else torch.empty_like(place, memory_format=torch.contiguous_format)
-        flat = target.view(-1)
+        # What is slow to begin is begun in parallel; for the rest that would not pay.
+        slow = [partial(begun, job) for job in jobs if not sources.measured(job)]
+        ready = dict(_in_parallel(slow, _MOST_IN_FLIGHT))
+        steps = [step for job in jobs for step in ready.get(job.info.name) or begun(job)[1]]
+        for _ in _in_parallel(steps, torch.get_num_threads()):
+            pass
 
-        def write(start: int, block: Tensor) -> None:
-            flat[start : start + len(block)].copy_(block)
 
-        with torch.no_grad():
-            operands = sources.operands(job)
-            if not (sources.compiled and plan.merge_compiled(job, operands, flat)):
-                plan.merge(job, operands, write)
-            if target is not place:
-                place.copy_(target)
-
-    for job in plan.jobs:
-        fill(job)
+def _fill(pieces: Iterable[Piece], place: Tensor) -> None:
+    """Fills a tensor that is not contiguous."""
+    target = torch.empty_like(place, memory_format=torch.contiguous_format)
+    flat = target.view(-1)
+    for start, stop, fill in pieces:
+        fill(flat[start:stop])
+    place.copy_(target)
 
 
 def into_directory(
@@ -95,27 +111,33 @@ def into_directory(
     sources = Sources(plan.checkpoints, "disk", torch.device("cpu"), reused=False)
     with CheckpointWriter(folder, plan.layout, shard_bytes=shard_bytes, overwrite=overwrite) as out:
 
-        def carry(job: Job) -> None:
-            with torch.no_grad():
-                plan.merge(job, sources.operands(job), lambda start, part: out.write_part(job.info.name, start, part))
+        def carry(job: Job) -> int:
+            for start, stop, fill in plan.pieces(job, sources.operands(job)):
+                part = torch.empty(stop - start, dtype=job.info.dtype)
+                fill(part)
+                out.write_part(job.info.name, start, part)
+            return job.info.nbytes
 
-        _in_parallel(carry, plan.jobs, lambda job: progress(job.info.nbytes))
+        # Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes.
+        for done in _in_parallel((partial(carry, job) for job in plan.jobs), _MOST_IN_FLIGHT):
+            progress(done)
         files, texts = side_files(plan)
         out.commit(config=plan.config, files=files, texts=texts)
 
 
-def _in_parallel(work: Callable[[Job], None], jobs: Iterable[Job], done: Callable[[Job], None]) -> None:
-    """Does `work` for every job, and calls `done` after each.
+def _in_parallel(steps: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
+    """Does all steps, at most so many and as many as torch has threads at the same time; yields as they are done.
 
-    Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes. Tensors
-    are shared out among the threads, and not the elements of one: its sums have the same bits on any machine.
+    A step has one thread: its sums have the same bits on any machine.
     """
-    workers = min(_MOST_IN_FLIGHT, torch.get_num_threads())
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+
+    pool = ThreadPoolExecutor(min(most, torch.get_num_threads()), initializer=begin)
     try:
-        begun = {pool.submit(work, job): job for job in jobs}
-        for future in as_completed(begun):
-            future.result()
-            done(begun[future])
+        for future in as_completed([pool.submit(step) for step in steps]):
+            yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from evomerge.checkpoint.header import INDEX, WEIGHTS, read_object
 from evomerge.errors import CheckpointError
 
@@ -184,6 +182,9 @@ def _folder(path: str, text: str, weights: Callable[[Path], list[str]]) -> Path:
 
 def _download(reference: Reference, weights: Callable[[Path], list[str]]) -> Path:
     """The snapshot's folder in the Hub's cache: first what is small, then the weights that it names."""
+    # A quarter of a second, which a recipe of folders need not wait.
+    from huggingface_hub import snapshot_download
+
     name, revision = reference.model, reference.revision
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL_FILES))

@@ -28,6 +28,8 @@ except ImportError:  # Windows has no flock; there, two writers of one folder ar
     fcntl = None  # type: ignore[assignment]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Bytes after which the disk is set to work while more are merged, so that little is left for the end.
+_SYNCED_TOGETHER = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class CheckpointWriter:
         self._folder_handle: int | None = None
         self._state = "new"
         self._lock = threading.Lock()
+        self._unsynced = 0
+        self._syncing: threading.Thread | None = None
         self._check_target()
         self._check_room()
 
@@ -179,6 +183,11 @@ class CheckpointWriter:
             self._left[info.name] = left
             if left == 0:
                 del self._left[info.name]
+            self._unsynced += len(data)
+            if self._unsynced >= _SYNCED_TOGETHER and (self._syncing is None or not self._syncing.is_alive()):
+                self._unsynced = 0
+                self._syncing = threading.Thread(target=_begin_sync, args=(self._partial / shard.name,))
+                self._syncing.start()
 
     def commit(
         self,
@@ -389,6 +398,12 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _begin_sync(path: Path) -> None:
+    """Does as `_sync` ahead of time; what fails fails again at the end, where it is told."""
+    with suppress(OSError):
+        _sync(path)
 
 
 def _locked(folder: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -58,6 +59,9 @@ def main() -> None:
         err.print("[red]error[/red] ", end="")
         err.print(str(fault), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+    finally:
+        # Or Python looks through all of torch's objects, half a second long, for some to free before the system does.
+        gc.freeze()
 
 
 def _version(wanted: bool) -> None:
@@ -86,12 +90,6 @@ def search(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The search's seed, instead of the recipe's own.")] = None,
     device: Device = "auto",
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Compile the merging (CPU): half a minute once, then candidates are built much sooner."
-        ),
-    ] = False,
 ) -> None:
     """Fill a recipe's holes by evolution; start it again to go on.
 
@@ -103,21 +101,19 @@ def search(
 
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
-    from evomerge.build import compute_device, refuse_to_compile
+    from evomerge.build import compute_device
     from evomerge.cli.display import SearchDisplay, conclusion_table
     from evomerge.cli.quantities import duration
     from evomerge.study import Study, conclude, prepare
 
-    where = compute_device(device)
-    if compiled:
-        refuse_to_compile(where)
+    compute_device(device)
     with out.status("Checking the recipe, its models and tasks") if out.is_terminal else nullcontext():
         preparation = prepare(recipe, evaluations=evaluations, seed=seed)
     folder = run_dir or Path("runs") / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
     out.print(_summary(recipe, preparation, device), markup=False, highlight=False)
     display = SearchDisplay(out, preparation)
     try:
-        with display, Study(preparation, folder, device, display, compiled=compiled) as study:
+        with display, Study(preparation, folder, device, display) as study:
             study.run()
             conclusion = conclude(study)
     except KeyboardInterrupt:
@@ -245,7 +241,7 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
 
 def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> str:
     """Returns what a search is about to do, and with ``full`` what it needs and where it will live."""
-    from evomerge.build import compute_device, compute_dtype
+    from evomerge.build import compute_device, compute_dtype, remarks
     from evomerge.cli.quantities import size
     from evomerge.search import SearchSpace
 
@@ -273,6 +269,7 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
         lines += [
             f"memory: {size(preparation.live_bytes(where))} for the model that is refilled, on {where} in {runs_in};"
             f" {kept} for {len(preparation.checkpoints)} models, {names[place]}",
+            *remarks(preparation.first),
             "sound: nothing found that would stop this search",
         ]
     return "\n".join(lines)

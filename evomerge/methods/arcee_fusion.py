@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.methods.fused import Fused, SourceTensor, combination
 from evomerge.methods.lines import Lines
 from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.method import MergeMethod, Parameters
-from evomerge.methods.operands import Fused, Number, Operands, SourceTensor, combination, shrunk
+from evomerge.methods.operands import Operands
 
 # Added to probabilities, so that their ratio has a logarithm.
 _LEAST = 1e-8
@@ -69,11 +70,11 @@ def _threshold(operands: Operands, divergence: SourceTensor) -> float:
     return quantile(0.5) + 1.5 * (quantile(0.75) - quantile(0.25))
 
 
-def _fuse(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def _fuse(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """The kernel of B + d where |d| times the divergence exceeds the number, B elsewhere."""
     base, tensor, divergence = blocks
     delta = tensor - base
-    taken = shrunk(_importance(delta, divergence), numbers[0]).sign_()
+    taken = _importance(delta, divergence).hardshrink(numbers[0]).sign_()
     return delta.mul_(taken).add_(base)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.methods.fused import Fused
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands
+from evomerge.methods.operands import Operands
 
 # sin theta under which the way from the mean to a unit vector is nowhere, or, at the other pole, everywhere.
 _NO_WAY = 1e-6
@@ -15,17 +16,17 @@ _NO_WAY = 1e-6
 def _karcher(operands: Operands, parameters: Parameters) -> Fused:
     gram = operands.gram()
     if len(gram) == 1:
-        return Fused.weighted(operands, (1.0,))
+        return operands.weighted((1.0,))
     norms, tol = np.sqrt(gram.diagonal()), float(parameters.shared["tol"])
     # A norm that is not a number is no short one.
     long = ~(norms <= tol)
     if not long.any():
-        return Fused.weighted(operands, [0.0] * len(norms))
+        return operands.weighted([0.0] * len(norms))
     cosines = np.clip(gram[np.ix_(long, long)] / np.outer(norms[long], norms[long]), -1, 1)
     mean = _mean(cosines, int(parameters.shared["max_iter"]), tol)
     coefficients = np.zeros(len(norms))
     coefficients[long] = mean / norms[long] * norms.mean()
-    return Fused.weighted(operands, coefficients.tolist())
+    return operands.weighted(coefficients.tolist())
 
 
 def _mean(cosines: NDArray[np.float64], max_iter: int, tol: float) -> NDArray[np.float64]:

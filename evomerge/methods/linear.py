@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from evomerge.errors import MergeError
+from evomerge.methods.fused import Fused, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands, combination
+from evomerge.methods.operands import Operands
 
 # Below this magnitude the weights are taken to cancel; dividing by their sum would only magnify rounding.
 _NO_WEIGHT = 1e-8

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.methods.operands import PIECE, Fused, Number, Operands, SourceTensor
+from evomerge.methods.fused import PIECE, Fused, SourceTensor
+from evomerge.methods.operands import Operands
 
 
 class Lines:
@@ -95,7 +96,7 @@ class _Sum:
 
     models: int
 
-    def __call__(self, blocks: Sequence[Tensor], _: Sequence[Number]) -> Tensor:
+    def __call__(self, blocks: Sequence[Tensor], _: Sequence[float]) -> Tensor:
         tensors, coefficients, base = blocks[: self.models], blocks[self.models : 2 * self.models], blocks[-1]
         if len(blocks) == 2 * self.models:
             total = tensors[0] * coefficients[0]

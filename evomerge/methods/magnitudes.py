@@ -8,6 +8,7 @@ then needs a look at one block only.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -18,10 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# A sample has runs of so many elements, one in so many; a tensor of few elements is looked at as a whole.
-_RUN = 512
-_STRIDE = 1 << 14
+from evomerge.methods.native import library
+
+# A sample has so many runs of neighbours, about as many from each part of the tensor; held tensors have shorter runs.
+_RUNS = 512
+_RUN = 64
+_HELD_RUN = 16
+# A tensor of few elements is looked at without.
 _WORTH_SAMPLING = 1 << 16
+# The most elements that are held where thresholds are asked for once.
+_HELD = 1 << 22
 _LARGEST = 0x7FFFFFFF
 # Elements that are looked at together: where magnitudes are listed, the fewer the less is looked at for a threshold.
 _LISTED_BLOCK = 32_000
@@ -31,6 +38,71 @@ _MOST_LISTED = 8192
 
 Bits = NDArray[np.int32]
 """Magnitudes, as the bits of float32."""
+
+_SOURCE = """\
+#include <stdint.h>
+#include <string.h>
+
+enum { TOGETHER = 2048, WORD = sizeof(uint64_t) };
+
+/* Counts what lies above high, and puts what lies from low to high into inside. */
+int64_t bracketed(int64_t count, const int32_t *bits, int32_t low, int32_t high, int64_t *above, int32_t *inside) {
+    int64_t found = 0;
+    *above = 0;
+    for (int64_t start = 0; start < count; start += TOGETHER) {
+        const int64_t here = start + TOGETHER < count ? TOGETHER : count - start;
+        int32_t larger = 0;
+        uint8_t within[TOGETHER] = {0};
+        for (int64_t i = 0; i < here; i++) {
+            larger += bits[start + i] > high;
+            within[i] = (bits[start + i] >= low) & (bits[start + i] <= high);
+        }
+        *above += larger;
+        /* Few are, so they are looked for word by word. */
+        for (int64_t i = 0; i < here; i += WORD) {
+            uint64_t some;
+            memcpy(&some, within + i, WORD);
+            for (int k = 0; some && k < WORD; k++)
+                if (within[i + k])
+                    inside[found++] = bits[start + i + k];
+        }
+    }
+    return found;
+}
+
+/* Counts what lies above value, and what equals it. */
+int64_t counted(int64_t count, const int32_t *bits, int32_t value, int64_t *above) {
+    int64_t equal = 0;
+    *above = 0;
+    for (int64_t start = 0; start < count; start += TOGETHER) {
+        const int64_t stop = start + TOGETHER < count ? start + TOGETHER : count;
+        int32_t larger = 0, same = 0;
+        for (int64_t i = start; i < stop; i++) {
+            larger += bits[i] > value;
+            same += bits[i] == value;
+        }
+        *above += larger;
+        equal += same;
+    }
+    return equal;
+}
+
+/* Which element is the rank-th that equals value; there are as many. */
+int64_t place(int64_t count, const int32_t *bits, int32_t value, int64_t rank) {
+    int64_t start = 0;
+    for (; start + TOGETHER < count; start += TOGETHER) {
+        int32_t equal = 0;
+        for (int64_t i = start; i < start + TOGETHER; i++)
+            equal += bits[i] == value;
+        if (equal >= rank)
+            break;
+        rank -= equal;
+    }
+    while (start < count && (bits[start] != value || --rank > 0))
+        start++;
+    return start;
+}
+"""
 
 
 class Threshold(NamedTuple):
@@ -44,7 +116,7 @@ class Magnitudes:
     """The order of the magnitudes of a float32 tensor, read block by block.
 
     Args:
-        read: gives the elements from a first up to a last one, flat, float32, free to be changed.
+        read: gives the magnitudes of the elements from a first up to a last one, flat, float32.
         numel: how many there are; at least one.
         kept: whether many thresholds will be asked for, so that listing distinct magnitudes pays.
     """
@@ -53,12 +125,15 @@ class Magnitudes:
         self._read = read
         self._numel = numel
         self._block = _LISTED_BLOCK
+        self._held: Bits | None = None
         # A candidate asks for two at most; what the next one asks again is known.
         self._recent = lru_cache(maxsize=2)(self._find)
         listed = _Listed.of(self._blocks()) if kept else None
         if listed is None:
             self._block = _BLOCK
-        self._order = listed or _Sampled(self._bits, self._blocks, numel)
+            if not kept and numel <= _HELD:
+                self._held, self._block = self._bits(0, numel), numel
+        self._order = listed or _Sampled(self._sample(), self._blocks, numel)
 
     def threshold(self, count: int) -> Threshold:
         """Returns which elements are the `count` largest in magnitude.
@@ -79,8 +154,8 @@ class Magnitudes:
         for index, here in enumerate(equals):
             if rank <= here:
                 start = index * self._block
-                equal = self._bits(start, min(start + self._block, self._numel)) == bits
-                return Threshold(magnitude, start + int(np.flatnonzero(equal)[rank - 1]) + 1)
+                stop = min(start + self._block, self._numel)
+                return Threshold(magnitude, start + _place(self._bits(start, stop), bits, rank) + 1)
             rank -= here
         raise AssertionError("the blocks hold fewer equals than were counted")
 
@@ -88,10 +163,55 @@ class Magnitudes:
         for start in range(0, self._numel, self._block):
             yield self._bits(start, min(start + self._block, self._numel))
 
+    def _sample(self) -> Bits:
+        if self._numel <= _WORTH_SAMPLING:
+            return np.empty(0, np.int32)
+        if self._held is not None:
+            every = self._numel * _HELD_RUN // (_RUNS * _RUN)
+            return self._held[: self._numel // every * every].reshape(-1, every)[:, :_HELD_RUN].ravel()
+        starts = range(0, self._numel - _RUN, self._numel // _RUNS)
+        return np.concatenate([self._bits(start, start + _RUN) for start in starts])
+
     def _bits(self, start: int, stop: int) -> Bits:
-        # numpy compares several numbers at once, where torch on a processor takes them one by one.
-        bits: Bits = self._read(start, stop).abs_().view(torch.int32).cpu().numpy()
+        if self._held is not None:
+            return self._held[start:stop]
+        bits: Bits = self._read(start, stop).view(torch.int32).cpu().numpy()
         return bits
+
+
+def _bracketed(bits: Bits, low: int, high: int) -> tuple[int, Bits]:
+    """Returns how many lie above `high`, and those that lie from `low` to `high`, in their order."""
+    native = library(_SOURCE)
+    if native is None:
+        return int(np.count_nonzero(bits > high)), bits[(bits >= low) & (bits <= high)]
+    above, inside = ctypes.c_int64(), np.empty_like(bits)
+    native.bracketed.restype = ctypes.c_int64
+    found = native.bracketed(ctypes.c_int64(len(bits)), _at(bits), low, high, ctypes.byref(above), _at(inside))
+    return above.value, inside[:found].copy()
+
+
+def _counted(bits: Bits, value: int) -> tuple[int, int]:
+    """Returns how many lie above `value`, and how many equal it."""
+    native = library(_SOURCE)
+    if native is None:
+        return int(np.count_nonzero(bits > value)), int(np.count_nonzero(bits == value))
+    above = ctypes.c_int64()
+    native.counted.restype = ctypes.c_int64
+    equal = native.counted(ctypes.c_int64(len(bits)), _at(bits), value, ctypes.byref(above))
+    return above.value, equal
+
+
+def _place(bits: Bits, value: int, rank: int) -> int:
+    """Returns which element is the `rank`-th that equals `value`."""
+    native = library(_SOURCE)
+    if native is None:
+        return int(np.flatnonzero(bits == value)[rank - 1])
+    native.place.restype = ctypes.c_int64
+    return int(native.place(ctypes.c_int64(len(bits)), _at(bits), value, ctypes.c_int64(rank)))
+
+
+def _at(bits: Bits) -> ctypes.c_void_p:
+    return ctypes.c_void_p(bits.ctypes.data)
 
 
 class _Listed:
@@ -106,8 +226,8 @@ class _Listed:
     def of(cls, blocks: Iterator[Bits]) -> _Listed | None:
         """Returns the list, or None where it would be too long."""
         found = []
-        for bits in blocks:
-            bits.sort()
+        for block in blocks:
+            bits = np.sort(block)
             starts = np.concatenate([[0], np.flatnonzero(bits[1:] != bits[:-1]) + 1])
             if len(starts) > _MOST_LISTED:
                 return None
@@ -131,29 +251,33 @@ class _Listed:
 class _Sampled:
     """A sample of the magnitudes, which brackets the one that is asked for: one pass then finds it among a few."""
 
-    def __init__(self, read: Callable[[int, int], Bits], blocks: Callable[[], Iterator[Bits]], numel: int) -> None:
+    def __init__(self, sample: Bits, blocks: Callable[[], Iterator[Bits]], numel: int) -> None:
+        self._sample = np.sort(sample)
         self._blocks = blocks
         self._numel = numel
-        starts = range(0, numel, _STRIDE) if numel > _WORTH_SAMPLING else ()
-        runs = [read(start, min(start + _RUN, numel)) for start in starts]
-        self._sample = np.sort(np.concatenate([np.empty(0, np.int32), *runs]))
 
     def find(self, count: int) -> tuple[int, int, list[int]]:
         """See `_Listed.find`."""
         size = len(self._sample)
         place = (1 - count / self._numel) * size
-        # Neighbours are alike, so a sample of runs errs by more than one of single elements.
-        margin = 4 * math.sqrt(size)
+        least, most = 0, _LARGEST
+        if size:
+            # Magnitudes of a tensor stored in bfloat16 are often equal, and the sample's own is the one.
+            guess = int(self._sample[min(int(place), size - 1)])
+            larger, equals = zip(*(_counted(bits, guess) for bits in self._blocks()), strict=True)
+            rank = count - sum(larger)
+            if 0 < rank <= sum(equals):
+                return guess, rank, list(equals)
+            least, most = (guess + 1, most) if rank <= 0 else (least, guess - 1)
+        # Four standard deviations, for elements that are independent; where that was too few, there is another pass.
+        margin = 2 * math.sqrt(size)
         while True:
             first, last = math.floor(place - margin), math.ceil(place + margin)
-            low = self._sample[first] if first >= 0 and size else np.int32(0)
-            high = self._sample[last] if last < size else np.int32(_LARGEST)
-            above, inside = 0, []
-            for bits in self._blocks():
-                above += int(np.count_nonzero(bits > high))
-                inside.append(bits[(bits >= low) & (bits <= high)])
+            low = max(least, int(self._sample[first]) if first >= 0 and size else 0)
+            high = min(most, int(self._sample[last]) if last < size else _LARGEST)
+            larger, inside = zip(*(_bracketed(bits, low, high) for bits in self._blocks()), strict=True)
             few = np.concatenate(inside)
-            rank = count - above
+            rank = count - sum(larger)
             if 0 < rank <= len(few):
                 break
             margin *= 4

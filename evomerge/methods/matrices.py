@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from evomerge.methods.fused import Fused, SourceTensor
 from evomerge.methods.method import Parameter, Parameters
-from evomerge.methods.operands import Fused, Number, Operands, SourceTensor
+from evomerge.methods.operands import Operands
 
 WEIGHT = Parameter("weight", "What the task's part is multiplied by.", per_model=True, default=1.0, start=1.0)
 """w_i; the papers have 1."""
@@ -47,7 +48,7 @@ def mean_of_parts(operands: Operands, parameters: Parameters) -> Fused:
     """Returns B + lambda times the mean of w_i d_i over the models with a weight."""
     weights = [float(own["weight"]) for own in parameters.models]
     scale = float(parameters.shared["lambda"]) / max(1, sum(weight != 0 for weight in weights))
-    return Fused.weighted(operands, [scale * weight for weight in weights])
+    return operands.weighted([scale * weight for weight in weights])
 
 
 def is_matrix(operands: Operands) -> bool:
@@ -88,7 +89,7 @@ def right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[:count], vectors.flip(1)[:, :count]
 
 
-def added(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def added(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """The kernel of the first block plus the weighted sum of the others."""
     total = blocks[1] * numbers[0]
     for block, number in zip(blocks[2:], numbers[1:], strict=True):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.methods.operands import Fused, Operands, SourceTensor
+from evomerge.methods.fused import Fused, SourceTensor
+from evomerge.methods.operands import Operands
 
 Value = float | bool
 """What a parameter may be: a number or a flag (an int is a float to the type checker)."""
@@ -151,7 +152,8 @@ class MergeMethod:
         result = torch.empty(tensors[0].shape, dtype=torch.float32, device=tensors[0].device)
         flat = result.view(-1)
         with torch.no_grad():
-            found.run(lambda start, block: flat[start : start + len(block)].copy_(block))
+            for start, stop in found.parts():
+                found.merge(start, stop, flat[start:stop])
         return result
 
     def complete(self, shared: Mapping[str, Value], models: Sequence[Mapping[str, Value]]) -> Parameters:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evomerge.methods.fused import Fused
 from evomerge.methods.lines import Lines
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands
+from evomerge.methods.operands import Operands
 
 # Two norms whose product is smaller than this have no angle between them.
 _NO_NORMS = 1e-6
@@ -19,7 +20,7 @@ def _model_stock(operands: Operands, parameters: Parameters) -> Fused:
     count = len(operands.tensors)
     if not parameters.shared["filter_wise"] or operands.numel == 0:
         share = float(_ratio(torch.from_numpy(operands.gram()))) / count
-        return Fused.weighted(operands, [share] * count)
+        return operands.weighted([share] * count)
     lines = Lines(operands, columns=False)
     return lines.weighted([_ratio(lines.gram()) / count] * count)
 

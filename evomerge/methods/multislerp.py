@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from evomerge.errors import MergeError
+from evomerge.methods.fused import Fused, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands, combination
+from evomerge.methods.operands import Operands
 
 # Below this magnitude the weights are taken to cancel; dividing by their sum would only magnify rounding.
 _NO_WEIGHT = 1e-8
@@ -35,11 +36,11 @@ def _multislerp(operands: Operands, parameters: Parameters) -> Fused:
     mean = weights / np.maximum(norms + eps, np.finfo(np.float64).tiny)
     length = float(np.sqrt(np.maximum((np.outer(mean, mean) * gram).sum(), 0.0)))
     if length < max(eps, _CANCELLED):
-        return Fused.weighted(operands, weights.tolist())
+        return operands.weighted(weights.tolist())
     # The tangents at mu / |mu| sum to zero: sum_i w_i (u_i - <u_i, mu> mu / |mu|^2) = mu - mu. What is left of
     # the exponential map is cos(eps) mu / |mu|.
     scale = math.cos(eps) / length * float((weights * norms).sum())
-    return Fused.weighted(operands, (mean * scale).tolist())
+    return operands.weighted((mean * scale).tolist())
 
 
 MULTISLERP = MergeMethod(

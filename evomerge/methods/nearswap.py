@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from evomerge.methods.fused import Fused, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Number, Operands, combination
+from evomerge.methods.operands import Operands
 
 # Elements nearer than this are taken to be this far apart.
 _NEAREST = 1e-6
@@ -21,7 +22,7 @@ def _nearswap(operands: Operands, parameters: Parameters) -> Fused:
     return Fused.uniform(near, ends, (t,)) if t > 0 else Fused.uniform(combination, ends, (1.0, 0.0))
 
 
-def near(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def near(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """The kernel of w b + (1 - w) a, w = min(1, t / max(|a - b|, 1e-6))."""
     (base, other), (t,) = blocks, numbers
     step = other - base

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evomerge.methods.fused import Fused
 from evomerge.methods.lines import Lines
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands
+from evomerge.methods.operands import Operands
 
 # Under this magnitude the weights are taken to cancel, and the middle is taken.
 _NO_WEIGHT = 1e-6
@@ -23,7 +24,7 @@ def _nuslerp(operands: Operands, parameters: Parameters) -> Fused:
     t = 0.5 if abs(first + second) < _NO_WEIGHT else second / (first + second)
     if parameters.shared["nuslerp_flatten"] or operands.numel == 0:
         gram = torch.from_numpy(operands.gram())
-        return Fused.weighted(operands, [float(number) for number in _coefficients(gram, t)])
+        return operands.weighted([float(number) for number in _coefficients(gram, t)])
     lines = Lines(operands, columns=bool(parameters.shared["nuslerp_row_wise"]))
     return lines.weighted(_coefficients(lines.gram(), t))
 

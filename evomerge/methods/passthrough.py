@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from evomerge.methods.fused import Fused, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Operands, combination
+from evomerge.methods.operands import Operands
 
 
 def _passthrough(operands: Operands, parameters: Parameters) -> Fused:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evomerge.methods.fused import Fused
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Number, Operands, shrunk
+from evomerge.methods.operands import Operands
 
 _EPSILON = Parameter(
     "epsilon", "By more than how much an element must differ to count as changed.", default=1e-5, low=0.0, start=1e-5
@@ -37,7 +38,7 @@ def _counts(operands: Operands, epsilon: float) -> list[tuple[float, float]]:
     models = range(len(operands.tensors))
     both, alone = [0.0 for _ in models], [0.0 for _ in models]
     for start, stop in operands.pieces():
-        changed = [shrunk(operands.delta(i, start, stop), epsilon).sign_().abs_() for i in models]
+        changed = [operands.delta(i, start, stop).hardshrink(epsilon).sign_().abs_() for i in models]
         by_one = torch.stack(changed).sum(dim=0).neg_().add_(2).clamp_(0, 1)
         for i in models:
             unique = float((changed[i] * by_one).sum(dtype=torch.float64))
@@ -46,7 +47,7 @@ def _counts(operands: Operands, epsilon: float) -> list[tuple[float, float]]:
     return list(zip(both, alone, strict=True))
 
 
-def active_mean(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def active_mean(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """The kernel of the base plus the mean of the task vectors that are active at an element.
 
     Args:
@@ -56,10 +57,10 @@ def active_mean(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
     """
     base, *tensors = blocks
     epsilon, *extra = numbers
-    deltas = [shrunk(tensor - base, epsilon) for tensor in tensors]
-    count = torch.sign(deltas[0]).abs_()
+    deltas = [(tensor - base).hardshrink(epsilon) for tensor in tensors]
+    count = deltas[0].sign().abs_()
     for delta in deltas[1:]:
-        count.add_(torch.sign(delta).abs_())
+        count.add_(delta.sign().abs_())
     total = deltas[0].clone()
     for delta in deltas[1:]:
         total.add_(delta)

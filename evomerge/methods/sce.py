@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
+from evomerge.methods.fused import Fused, SourceTensor
 from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Number, Operands, SourceTensor, shrunk
+from evomerge.methods.operands import Operands
 from evomerge.methods.sparsifiers import Spans, dropped_up_to
-from evomerge.methods.task_arithmetic import elected_sign
+from evomerge.methods.task_arithmetic import added_up, elected_sign
 
 # Where the mean squares of all task vectors sum to less, models count alike.
 _NO_SQUARES = 1e-6
@@ -30,7 +30,7 @@ def _sce(operands: Operands, parameters: Parameters) -> Fused:
     count = int(topk * operands.once("differing", lambda: _differing(operands)))
     if count == 0:
         # Nothing is selected; times zero, so that what is not a number stays so.
-        return Fused.weighted(operands, [0.0] * len(models))
+        return operands.weighted([0.0] * len(models))
     variance = _variance_source(operands)
     threshold = operands.once("variances", lambda: _order(operands, variance)).threshold(count)
     stops = sorted({operands.numel, threshold.position})
@@ -66,8 +66,8 @@ def _variance_source(operands: Operands) -> SourceTensor:
 
 
 def _order(operands: Operands, variance: SourceTensor) -> Magnitudes:
-    # A copy, as the reader may change what it is given.
-    return Magnitudes(lambda a, b: variance.piece(a, b).clone(), operands.numel, kept=operands.kept)
+    # Not a number has a sign too.
+    return Magnitudes(lambda a, b: variance.piece(a, b).abs(), operands.numel, kept=operands.kept)
 
 
 def _differing(operands: Operands) -> int:
@@ -89,31 +89,29 @@ def _selected_square(
     return total
 
 
-def _selected(variance: Tensor, cut: Number) -> Tensor:
+def _selected(variance: Tensor, cut: float) -> Tensor:
     """Returns 1 where a variance exceeds `cut`, else 0."""
-    return shrunk(variance, cut).sign_()
+    return variance.hardshrink(cut).sign_()
 
 
-def _erase(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def _erase(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """The kernel of B + sum of w_i d_i over sum of w_i, over those that have the sign of the sum of d_i."""
     base, *tensors = blocks
     return _erased(base, tensors, numbers).add_(base)
 
 
-def _select_and_erase(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def _select_and_erase(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """The kernel with a selection: the last block has the variances, the last number what they must exceed."""
     base, *tensors, variance = blocks
     return _erased(base, tensors, numbers[:-1]).mul_(_selected(variance, numbers[-1])).add_(base)
 
 
-def _erased(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[Number]) -> Tensor:
+def _erased(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     deltas = [tensor - base for tensor in tensors]
     sign = elected_sign(deltas)
-    mixed, divisor = torch.zeros_like(base), torch.zeros_like(base)
-    for delta, weight in zip(deltas, weights, strict=True):
-        agreeing = delta.mul_(sign).relu_()
-        mixed.add_(agreeing * weight)
-        divisor.add_(agreeing.sign_().mul_(weight))
+    agreeing = [delta.mul_(sign).relu_() for delta in deltas]
+    mixed = added_up([part * weight for part, weight in zip(agreeing, weights, strict=True)])
+    divisor = added_up([part.sign_().mul_(weight) for part, weight in zip(agreeing, weights, strict=True)])
     return mixed.div_(divisor.clamp_(min=_LEAST_WEIGHT)).mul_(sign)
 
 

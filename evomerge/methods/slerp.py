@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from evomerge.methods.fused import Fused, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Number, Operands, combination
+from evomerge.methods.operands import Operands
 
 # A vector this short has no direction; it is used as it is, so its cosine with anything is about zero.
 _NO_DIRECTION = 1e-8
@@ -38,7 +39,7 @@ def _divisor(square: float) -> float:
     return 1.0 if norm <= _NO_DIRECTION else norm
 
 
-def line(blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def line(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     """The kernel of start + t (end - start)."""
     start, end = blocks
     return (end - start).mul_(numbers[0]).add_(start)

@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.errors import MergeError
+from evomerge.methods.fused import SourceTensor
 from evomerge.methods.magnitudes import Threshold
 from evomerge.methods.method import Parameter, Value
 from evomerge.methods.noise import FIRST, LEVELS, as_numbers, cut, number_of
-from evomerge.methods.operands import Number, Operands, SourceTensor, shrunk
+from evomerge.methods.operands import Operands
 
 Spans = tuple[tuple[int, tuple[float, ...]], ...]
 """(element past the last, numbers that hold up to there), ascending."""
 
-Thin = Callable[[Tensor, Sequence[Tensor], Sequence[Number]], Tensor]
+Thin = Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]
 """See `Thinned.thin`."""
 
-# Tables of smaller tensors take longer to keep than to make again.
-_WORTH_KEEPING = 4 * LEVELS
 # Rows are ranked in groups of about so many elements, so that memory is not bounded by the tensor.
 _RANKED_TOGETHER = 1 << 21
 
@@ -84,16 +83,16 @@ EPSILON = Parameter(
 """Half the difference between the chances of a row's smallest and largest element."""
 
 
-def _drop_small(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
-    return shrunk(delta, numbers[0])
+def _drop_small(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    return delta.hardshrink(numbers[0])
 
 
-def _drop_small_and_large(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def _drop_small_and_large(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     # Exact: where both keep an element its difference is zero, and where one does it is the element.
-    return shrunk(delta, numbers[0]).sub_(shrunk(delta, numbers[1]))
+    return delta.hardshrink(numbers[0]).sub_(delta.hardshrink(numbers[1]))
 
 
-def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     # 1 where the random number lies below the cut, else 0: comparisons are slow on some processors.
     return delta.mul_((numbers[0] - blocks[0]).sign_().relu_())
 
@@ -205,8 +204,7 @@ def _random(operands: Operands, source: int, noise: SourceTensor, density: float
         def table() -> NDArray[np.float64]:
             return _norms_by_cut(operands, source, noise)
 
-        keep = operands.kept and operands.numel >= _WORTH_KEEPING
-        norms = operands.once(("norms", source, *key), table) if keep else table()
+        norms = operands.once(("norms", source, *key), table) if operands.kept else table()
         return float(norms[level - 1])
 
     numbers = SourceTensor(noise.shape, noise.device, lambda start, stop: as_numbers(noise.piece(start, stop)))

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from evomerge.methods.fused import Fused, SourceTensor
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Fused, Number, Operands, SourceTensor
+from evomerge.methods.operands import Operands
 from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Spans, Sparsifier, Thin
 
 # Under this L1 norm a task vector is taken to be zero and is not rescaled.
@@ -122,15 +122,15 @@ class _Sum:
 
     forms: tuple[_Form, ...]
 
-    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
         base, scale = blocks[0], numbers[-1]
         deltas = self.deltas(blocks, numbers)
         if not deltas:
             return base
         # Ilharco et al., §2: theta = theta_pre + lambda tau
-        return _scaled(_sum(deltas), scale).add_(base)
+        return _scaled(added_up(deltas), scale).add_(base)
 
-    def deltas(self, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> list[Tensor]:
+    def deltas(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
         """Returns each model's w_i d_i, thinned out and rescaled."""
         base, place, number = blocks[0], 1, 0
         found = []
@@ -163,7 +163,7 @@ class _ElectedSum(_Sum):
     divided: bool
     positive: bool
 
-    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[Number]) -> Tensor:
+    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
         base, least, scale = blocks[0], numbers[-2], numbers[-1]
         deltas = self.deltas(blocks, numbers)
         if not deltas:
@@ -171,18 +171,19 @@ class _ElectedSum(_Sum):
         sign = elected_sign(deltas)
         agreeing = [delta.mul_(sign).relu_() for delta in deltas]
         if not self.divided:
-            return _scaled(_sum(agreeing).mul_(sign), scale).add_(base)
+            return _scaled(added_up(agreeing).mul_(sign), scale).add_(base)
         weights = numbers[-2 - len(deltas) : -2]
-        divisor = _sum([_scaled(part.sign(), weight) for part, weight in zip(agreeing, weights, strict=True)])
+        divisor = added_up([_scaled(part.sign(), weight) for part, weight in zip(agreeing, weights, strict=True)])
         if self.positive:
             # Zero where nothing is kept, and there only: then the sum is zero, whatever it is divided by.
             divisor.clamp_(min=least)
         else:
-            divisor.masked_fill_(divisor == 0, 1.0)
-        return _scaled(_sum(agreeing).div_(divisor).mul_(sign), scale).add_(base)
+            # 1 where it is zero, as it is elsewhere.
+            divisor.add_(divisor.sign().abs_().neg_().add_(1))
+        return _scaled(added_up(agreeing).div_(divisor).mul_(sign), scale).add_(base)
 
 
-def _sum(parts: Sequence[Tensor]) -> Tensor:
+def added_up(parts: Sequence[Tensor]) -> Tensor:
     """Returns the sum of tensors, in the place of the first."""
     total = parts[0]
     for part in parts[1:]:
@@ -193,15 +194,15 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
 def elected_sign(deltas: Sequence[Tensor]) -> Tensor:
     """Returns the sign of the sum at each element, + where that is zero."""
     # Elect: gamma = sgn(sum_i w_i d_i); the smallest number above zero makes the sign of zero +.
-    sign = torch.add(deltas[0], deltas[1]) if len(deltas) > 1 else deltas[0].clone()
-    for delta in deltas[2:]:
+    sign = deltas[0].clone()
+    for delta in deltas[1:]:
         sign.add_(delta)
     return sign.add_(_SMALLEST).sign_()
 
 
-def _scaled(tensor: Tensor, factor: Number) -> Tensor:
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
     """Multiplies in place, where that changes anything."""
-    return tensor if not isinstance(factor, Tensor) and factor == 1 else tensor.mul_(factor)
+    return tensor if isinstance(factor, float) and factor == 1 else tensor.mul_(factor)
 
 
 def _member(

@@ -86,20 +86,16 @@ class Study:
         folder: the run's folder.
         device: see `Evaluator`.
         observer: told of everything that happens.
-        compiled: see `Sources`; it changes no bit of any candidate.
 
     Raises:
         StudyError: the folder is in use, damaged, or holds another search.
     """
 
-    def __init__(
-        self, preparation: Preparation, folder: Path, device: str, observer: Observer, *, compiled: bool = False
-    ) -> None:
+    def __init__(self, preparation: Preparation, folder: Path, device: str, observer: Observer) -> None:
         self.preparation = preparation
         self.folder = folder
         self.observer = observer
         self._device = device
-        self._compiled = compiled
         self.record = Record(folder)
         try:
             self._check_identity()
@@ -146,7 +142,7 @@ class Study:
             device = compute_device(self._device)
             total = preparation.source_bytes
             place = preparation.place(device)
-            sources = Sources(preparation.checkpoints, place, device, compiled=self._compiled)
+            sources = Sources(preparation.checkpoints, place, device)
             evaluator = Evaluator(preparation.first, preparation.tasks, sources, self._device)
             evaluator.prepare("search")
             evaluator.prepare("holdout")

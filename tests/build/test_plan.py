@@ -1,6 +1,5 @@
 """Plans: precedence, gradients, filters, slices; the two sinks give the same bits."""
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +8,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, into_tensors, plan, refuse_to_compile
+from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, into_tensors, plan
 from evomerge.checkpoint import Checkpoint, CheckpointView
-from evomerge.errors import ArchitectureError, CheckpointError, EvaluationError, MergeError, RecipeError
+from evomerge.errors import ArchitectureError, CheckpointError, MergeError, RecipeError
 from evomerge.recipe import Recipe
 from tests.tiny import tiny_checkpoint
 
@@ -280,29 +279,6 @@ def test_nan_in_a_source_is_found_when_it_is_loaded(place, tmp_path: Path):
     sources = Sources({"nan": Checkpoint.open(str(folder))}, place, torch.device("cpu"))
     with pytest.raises(CheckpointError, match=r"nan: model\.norm\.weight has 1 values that are NaN"):
         sources.load()
-
-
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
-def test_compiled_kernels_give_the_same_bits(models: dict[str, Path]):
-    """Equal thresholds, spans of few elements and roundings included; `b` is stored in bfloat16, `a` in float32."""
-    made = planned(METHODS["ties"] + "dtype: bfloat16\n", models)
-    plain = merged(METHODS["ties"] + "dtype: bfloat16\n", models)
-    sources = Sources(made.checkpoints, "memory", torch.device("cpu"), compiled=True)
-    sources.load()
-    assert any(made.merge_compiled(job, sources.operands(job), torch.empty(job.info.numel)) for job in made.jobs)
-    found = {info.name: torch.full(info.shape, torch.nan, dtype=info.dtype) for info in made.layout}
-    into_tensors(made, found, sources)
-    for name, tensor in plain.items():
-        assert torch.equal(tensor.view(torch.int16), found[name].view(torch.int16)), name
-
-
-def test_compiled_kernels_need_a_processor_and_a_compiler(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(EvaluationError, match=r"--compile: is for --device cpu, found meta"):
-        refuse_to_compile(torch.device("meta"))
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(EvaluationError, match=r"needs a C\+\+ compiler.*install g\+\+"):
-        refuse_to_compile(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])

@@ -1,6 +1,7 @@
 """What is said of a result beside its making."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def remarked(folder: Path, **config: Any) -> list[str]:
     return remarks(made)
 
 
+@pytest.fixture(autouse=True)
+def _no_compiler_wanted(use_compiler: Callable[[str], None]) -> None:
+    use_compiler("")
+
+
 def test_nothing_is_said_of_a_plain_model(tmp_path: Path) -> None:
     assert remarked(tmp_path) == []
 
@@ -41,3 +47,10 @@ def test_code_is_left_out_and_this_is_said(model_type: str, reference: str, word
     assert "modeling_own" in said
     assert "never run" in said
     assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_a_missing_compiler_is_told_unless_it_is_not_wanted(tmp_path: Path, use_compiler: Callable[[str], None]):
+    use_compiler("no-such-compiler")
+    (said,) = remarked(tmp_path)
+    assert "No C compiler was found" in said
+    assert "install gcc or clang" in said

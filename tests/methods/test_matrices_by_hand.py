@@ -115,7 +115,7 @@ def test_a_search_goes_from_candidate_to_candidate(name, shape):
     ]:
         arguments = Arguments(tensors, base, chosen.complete(shared, each))
         result = torch.empty(base.numel())
-        chosen(kept, arguments.parameters).run(
-            lambda start, block, result=result: result[start : start + len(block)].copy_(block)
-        )
+        found = chosen(kept, arguments.parameters)
+        for start, stop in found.parts():
+            found.merge(start, stop, result[start:stop])
         assert torch.equal(result.view(shape), arguments.merge(chosen))

@@ -2,32 +2,32 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.methods import method
+from evomerge.methods import magnitudes, method
 from evomerge.methods.magnitudes import Magnitudes
 
 
 def kept(tensor, count, *, listed=False):
     """Which elements are the `count` largest, as `Magnitudes` names them."""
     flat = tensor.reshape(-1)
-    magnitudes = Magnitudes(lambda start, stop: flat[start:stop].clone(), len(flat), kept=listed)
-    magnitude, position = magnitudes.threshold(count)
-    above = [abs(number) > magnitude or math.isnan(number) for number in flat.tolist()]
-    return [
-        big or (abs(number) == magnitude and i < position)
-        for i, (big, number) in enumerate(zip(above, flat, strict=True))
-    ]
+    order = Magnitudes(lambda start, stop: flat[start:stop].abs(), len(flat), kept=listed)
+    magnitude, position = order.threshold(count)
+    sizes = np.abs(flat.numpy())
+    return (
+        (sizes > magnitude) | np.isnan(sizes) | ((sizes == magnitude) & (np.arange(len(sizes)) < position))
+    ).tolist()
 
 
 def by_sorting(numbers, count):
     """The `count` largest magnitudes, the first of equals being kept."""
-    order = sorted(range(len(numbers)), key=lambda index: (-abs(numbers[index]), index))
-    chosen = set(order[:count])
-    return [index in chosen for index in range(len(numbers))]
+    chosen = np.zeros(len(numbers), bool)
+    chosen[np.argsort(-np.abs(np.array(numbers)), kind="stable")[:count]] = True
+    return chosen.tolist()
 
 
 # Few values make many equals; any float32 bits make neighbours that differ in their last bit only.
@@ -47,10 +47,27 @@ def test_agrees_with_sorting(numbers, data):
 
 @pytest.mark.parametrize("count", [1, 2, 49_999, 300_000])
 @pytest.mark.parametrize("round_to", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("listed", [False, True])
-def test_agrees_with_sorting_large_tensors(count, round_to, listed):
+@pytest.mark.parametrize("way", ["listed", "held", "read again", "without a compiler"])
+def test_agrees_with_sorting_large_tensors(count, round_to, way, use_compiler, monkeypatch):
     numbers = torch.randn(300_000, generator=torch.Generator().manual_seed(1)).to(round_to).float()
-    assert kept(numbers, count, listed=listed) == by_sorting(numbers.tolist(), count)
+    if way == "without a compiler":
+        use_compiler("")
+    if way == "read again":
+        monkeypatch.setattr(magnitudes, "_HELD", 0)
+    assert kept(numbers, count, listed=way == "listed") == by_sorting(numbers.tolist(), count)
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("count", [1, 1000, 100_000, 299_999])
+def test_a_sample_may_be_unlike_the_rest(count, held, monkeypatch):
+    """All that a sample can see are the smallest, or the largest."""
+    monkeypatch.setattr(magnitudes, "_HELD", 1 << 22 if held else 0)
+    numbers = torch.rand(300_000, generator=torch.Generator().manual_seed(1)) + 1
+    for scale in (1e-3, 1e3):
+        odd = numbers.clone()
+        odd.view(-1, 100)[:, :70] *= scale
+        odd[: magnitudes._RUN] *= scale
+        assert kept(odd, count) == by_sorting(odd.tolist(), count)
 
 
 def test_equals_are_kept_from_the_lowest_row_major_index():
@@ -60,15 +77,15 @@ def test_equals_are_kept_from_the_lowest_row_major_index():
 
 def test_not_a_number_counts_as_largest():
     tensor = torch.tensor([math.inf, -math.nan, 1.0])
-    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), 3)
-    assert math.isnan(magnitudes.threshold(1).magnitude)
-    assert magnitudes.threshold(2).magnitude == math.inf
+    order = Magnitudes(lambda start, stop: tensor[start:stop].abs(), 3)
+    assert math.isnan(order.threshold(1).magnitude)
+    assert order.threshold(2).magnitude == math.inf
 
 
 def test_one_threshold_after_another():
     tensor = torch.tensor([3.0, 1.0, 2.0])
-    magnitudes = Magnitudes(lambda start, stop: tensor[start:stop].clone(), 3, kept=True)
-    assert [magnitudes.threshold(count).magnitude for count in (1, 2, 2, 3, 1)] == [3.0, 2.0, 2.0, 1.0, 3.0]
+    order = Magnitudes(lambda start, stop: tensor[start:stop].clone(), 3, kept=True)
+    assert [order.threshold(count).magnitude for count in (1, 2, 2, 3, 1)] == [3.0, 2.0, 2.0, 1.0, 3.0]
 
 
 @given(st.integers(1, 400), st.floats(0, 1))

@@ -1,0 +1,117 @@
+"""C source, compiled when it is first needed, kept on disk, and called without Python's lock.
+
+A compiler is wanted and not needed: whoever asks for a library goes on without one where none can be had, slower and
+with the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+# Arithmetic as written: no multiplication is contracted with an addition, and what it says of NaN and of signed zeros
+# holds. That no trap or errno is looked at lets loops be done many elements at a time.
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_PROCESSORS = {
+    "AVX2": ("-mavx2", "-mf16c"),
+    "AVX512": ("-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+}
+# Longer than any loop takes to compile; a compiler that hangs must not hold a search up.
+_PATIENCE = 120
+
+_lock = threading.Lock()
+_libraries: dict[tuple[str, str], ctypes.CDLL] = {}
+# Commands that failed are not tried again: what fails for one source fails for the next.
+_broken: set[str] = set()
+
+
+@cache
+def compiler() -> str | None:
+    """Returns the C compiler's command; None where there is none. It is looked for once.
+
+    It is ``EVOMERGE_CC``, else ``CC``, else the first of cc, gcc and clang that is installed; an empty ``EVOMERGE_CC``
+    means to do without.
+    """
+    named = os.environ.get("EVOMERGE_CC", os.environ.get("CC") or "cc gcc clang")
+    if "EVOMERGE_CC" in os.environ or os.environ.get("CC"):
+        program = (shlex.split(named) or [""])[0]
+        return named if program and shutil.which(program) else None
+    return next((name for name in named.split() if shutil.which(name)), None)
+
+
+def library(source: str) -> ctypes.CDLL | None:
+    """Returns what C source compiles to; None where there is no compiler, or it fails, of which it warns.
+
+    Libraries are kept in the user's cache folder (``XDG_CACHE_HOME``, by default ``~/.cache``), under ``evomerge``.
+
+    Args:
+        source: C11; it needs no file and no library but the standard ones.
+    """
+    command = compiler()
+    if command is None:
+        return None
+    with _lock:
+        key = (command, source)
+        if key not in _libraries and command not in _broken:
+            try:
+                _libraries[key] = _loaded(command, source)
+            except (OSError, subprocess.SubprocessError) as fault:
+                _broken.add(command)
+                said = getattr(fault, "stderr", None) or str(fault)
+                warnings.warn(
+                    f"{command}: cannot compile C, so merging is several times slower: {said.strip()[:300]}; name a "
+                    "compiler as EVOMERGE_CC, or set it to nothing to do without",
+                    stacklevel=2,
+                )
+        return _libraries.get(key)
+
+
+def _loaded(command: str, source: str) -> ctypes.CDLL:
+    """Returns the library from the cache, or compiled into it."""
+    flags = (*_FLAGS, *_PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ()))
+    key = "\n".join((command, *flags, platform.machine(), platform.system(), source))
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    folder = _cache()
+    if folder is not None and (folder / name).is_file():
+        try:
+            return ctypes.CDLL(str(folder / name))
+        except OSError:
+            pass  # of another system, or cut off: it is made again
+    with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as place:
+        made = Path(place) / name
+        subprocess.run(
+            [*shlex.split(command), *flags, "-x", "c", "-", "-o", str(made), "-lm"],
+            input=source,
+            text=True,
+            check=True,
+            capture_output=True,
+            timeout=_PATIENCE,
+        )
+        if folder is not None:
+            # In one step: processes that compile the same at the same time do not see each other's halves.
+            made = made.replace(folder / name)
+        return ctypes.CDLL(str(made))
+
+
+def _cache() -> Path | None:
+    """Returns the folder where libraries are kept, the user's own; None where it cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "native"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    # What lies there is run: it must be nobody else's to write.
+    owned = not hasattr(os, "getuid") or (folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022)
+    return folder if owned and os.access(folder, os.W_OK) else None

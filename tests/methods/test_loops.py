@@ -1,0 +1,151 @@
+"""Compiled loops: the very bits of the kernels run by torch, whatever the numbers, dtypes and methods."""
+
+import itertools
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.methods import METHODS, SourceTensor
+from evomerge.methods.fused import PIECE, Fused, combination
+from evomerge.methods.loops import loop
+
+from .inputs import draw, same_bits, tensors_of
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 1e-45, -1e-45, 1.1754944e-38, 3e38, -3e38, math.inf, -math.inf, math.nan)
+
+OPERATIONS = {
+    "+": lambda blocks, numbers: blocks[0] + blocks[1],
+    "+ in place": lambda blocks, numbers: blocks[0].clone().add_(blocks[1]),
+    "-": lambda blocks, numbers: blocks[0] - blocks[1],
+    "- in place": lambda blocks, numbers: blocks[0].clone().sub_(blocks[1]),
+    "*": lambda blocks, numbers: blocks[0] * blocks[1],
+    "* a number": lambda blocks, numbers: blocks[0].mul(numbers[0]),
+    "* a constant": lambda blocks, numbers: blocks[0] * 0.1,
+    "/": lambda blocks, numbers: blocks[0].div(blocks[1]),
+    "1 -": lambda blocks, numbers: 1 - blocks[0],
+    "+ 3": lambda blocks, numbers: 3 + blocks[0],
+    "negative": lambda blocks, numbers: -blocks[0],
+    "neg": lambda blocks, numbers: blocks[0].clone().neg_(),
+    "abs": lambda blocks, numbers: blocks[0].abs(),
+    "sign": lambda blocks, numbers: blocks[0].sign(),
+    "relu": lambda blocks, numbers: blocks[0].relu(),
+    "reciprocal": lambda blocks, numbers: blocks[0].reciprocal(),
+    "hardshrink": lambda blocks, numbers: blocks[0].hardshrink(numbers[0]),
+    "hardshrink by less than nothing": lambda blocks, numbers: blocks[0].hardshrink(-numbers[0]),
+    "clamp from below": lambda blocks, numbers: blocks[0].clamp(min=0.25),
+    "clamp by a number": lambda blocks, numbers: blocks[0].clamp(min=numbers[0]),
+    "clamp": lambda blocks, numbers: blocks[0].clamp(0, 1),
+    "one of the blocks": lambda blocks, numbers: blocks[1],
+    "a clone left as it was": lambda blocks, numbers: [blocks[0].clone().add_(1), blocks[0]][1],
+    "multiply, then add": lambda blocks, numbers: (blocks[0] * blocks[1]).add_(blocks[0]),
+}
+
+
+def pairs() -> list[torch.Tensor]:
+    """Every pair of special numbers, and many of others."""
+    rng = np.random.default_rng(0)
+    special = np.array(list(itertools.product(SPECIAL, SPECIAL)), np.float32).T
+    some = rng.standard_normal((2, 1001)) * 10.0 ** rng.integers(-30, 30, (2, 1001))
+    return [torch.from_numpy(row) for row in np.concatenate([special, some.astype(np.float32)], axis=1)]
+
+
+def run(kernel, blocks, numbers, rounded=torch.float32, stored=None):
+    """What the compiled loop gives, and what it says of it."""
+    stored = stored or rounded
+    output = torch.full(blocks[0].shape, 7.0, dtype=stored)
+    made = loop(kernel, tuple(block.dtype for block in blocks), len(numbers), rounded, stored)
+    assert made is not None
+    return output, made(blocks, [(len(output), numbers)], output)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_gives_the_bits_that_torch_gives(name):
+    blocks = pairs()
+    kernel = OPERATIONS[name]
+    for number in (0.3, 0.0, math.inf):
+        expected = kernel([block.clone() for block in blocks], [number])
+        found, _ = run(kernel, blocks, [number])
+        # Which of its many bits NaN has is nobody's to say.
+        clear = ~expected.isnan()
+        assert torch.equal(found.isnan(), ~clear)
+        assert torch.equal(found[clear].view(torch.int32), expected[clear].view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rounded", DTYPES[:3])
+def test_reading_and_rounding_give_the_bits_that_torch_gives(dtype, rounded):
+    numbers = torch.cat([pairs()[0], torch.arange(-70000, 70000, 7) * 1.0, torch.linspace(-1e-6, 1e-6, 999)]).to(dtype)
+    expected = numbers.float().to(rounded)
+    found, _ = run(combination, [numbers], [1.0], rounded)
+    clear = ~expected.isnan()
+    assert torch.equal(found[clear], expected[clear])
+    assert torch.equal(found[clear].signbit(), expected[clear].signbit())
+    wide, _ = run(combination, [numbers], [1.0], rounded, torch.float32)
+    assert torch.equal(wide[clear], expected[clear].float())
+
+
+@pytest.mark.parametrize("rounded", DTYPES[:3])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3.4e38])
+def test_what_is_not_finite_is_told_wherever_it_is(bad, rounded):
+    finite = bad == 3.4e38 and rounded == torch.float32  # else it is rounded to infinity
+    for place in (0, 5, 999):
+        numbers = torch.ones(1000)
+        assert run(combination, [numbers], [1.0], rounded)[1]
+        numbers[place] = bad
+        assert run(combination, [numbers], [1.0], rounded)[1] == finite
+    # All bits of the mantissa: rounding must not carry into the sign.
+    numbers.view(torch.int32)[place] = 0x7FFFFFFF
+    assert not run(combination, [numbers], [1.0], rounded)[1]
+
+
+def test_numbers_hold_for_their_span():
+    source = SourceTensor.of(torch.ones(10))
+    fused = Fused(combination, (source,), ((3, (2.0,)), (4, (5.0,)), (10, (-1.0,))))
+    for start, stop in ((0, 10), (2, 4), (3, 9), (4, 10), (0, 1)):
+        output = torch.empty(stop - start)
+        assert fused.merge(start, stop, output)
+        assert output.tolist() == ([2.0] * 3 + [5.0] + [-1.0] * 6)[start:stop]
+
+
+def test_a_block_need_not_be_contiguous():
+    output = torch.empty(50)
+    source = SourceTensor((50,), torch.device("cpu"), lambda start, stop: torch.arange(100.0)[::2])
+    assert Fused.uniform(combination, [source], [1.0]).merge(0, 50, output)
+    assert torch.equal(output, torch.arange(0, 100.0, 2))
+
+
+def test_a_dtype_without_a_loop_is_merged_by_torch():
+    eighths = torch.tensor([0.5, -1.0, 2.0]).to(torch.float8_e4m3fn)
+    assert loop(combination, (eighths.dtype,), 1, torch.float32, torch.float32) is None
+    output = torch.empty(3)
+    assert Fused.uniform(combination, [SourceTensor.of(eighths)], [3.0]).merge(0, 3, output)
+    assert output.tolist() == [1.5, -3.0, 6.0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_the_same_bits_without_a_compiler(name, use_compiler):
+    """Over more than a piece, of models stored in each dtype, with equal magnitudes and zeros."""
+    cases = []
+    for seed, (kind, dtype) in enumerate(itertools.product(("normal", "equal magnitudes"), DTYPES[:3])):
+        shape = (PIECE // 64 + 3, 65) if seed == 0 and name not in ("tsv", "iso_c", "wudi") else (129, 65)
+        arguments = draw(METHODS[name], shape, seed, kind, dtype)
+        # As they are stored; the base in another dtype than the rest.
+        arguments.tensors = [tensor.to(dtype) for tensor in arguments.tensors]
+        cases.append((arguments, arguments.merge(METHODS[name])))
+    use_compiler("")
+    for arguments, compiled in cases:
+        assert same_bits(compiled, arguments.merge(METHODS[name])), arguments.parameters
+
+
+def test_a_kernel_is_compiled_once_for_all_numbers():
+    base, (tensor,) = tensors_of("normal", (64,), 1, np.random.default_rng(0))
+    run(combination, [base, tensor], [0.1, 0.2])
+    before = loop.cache_info().misses
+    run(combination, [base, tensor], [0.3, 0.4])
+    assert loop.cache_info().misses == before
