@@ -3,10 +3,11 @@
     python scripts/bench_apply.py BASE A B --mergekit ~/mergekit/bin/python [--method ties] [--rounds 3] [--json]
     python scripts/bench_apply.py --memory [--scratch DIR] [--json]          (writes up to 45 GB, and removes it)
 
-The first form runs both commands in turn, each in a fresh process from its start to its end, on a recipe of BASE and
-its fine-tunes A and B. The second makes a pair of checkpoints of 6 GB and one of 12 GB, with the shapes of Llama 3.2 3B
-and twice its layers, merges each, and tells the most memory that the process held, as `/usr/bin/time -v` does. There
---mergekit is optional.
+The first form runs both commands in turn, each in a fresh process, on a recipe of BASE and its fine-tunes A and B. It
+tells the seconds of the whole process, from its start to its end, and those of the merge itself, after all imports:
+from the recipe to the folder. The second makes a pair of checkpoints of 6 GB and one of 12 GB, with the shapes of
+Llama 3.2 3B and twice its layers, merges each, and tells the most memory that the process held, as `/usr/bin/time -v`
+does. There --mergekit is optional.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -33,15 +34,50 @@ from evomerge.checkpoint import CheckpointWriter, TensorInfo
 SIDES = ("evomerge", "mergekit")
 
 
-def command(side: str, recipe: Path, out: Path, mergekit: str | None) -> list[str]:
-    """Returns what a user would type."""
-    if side == "evomerge":
-        return [sys.executable, "-m", "evomerge", "apply", str(recipe), str(out)]
-    return [str(Path(str(mergekit)).parent / "mergekit-yaml"), str(recipe), str(out), "--lazy-unpickle", "--quiet"]
+# The commands that a user would type, with a stop-watch between their imports and their work.
+PROGRAMS = {
+    "evomerge": """
+import sys, time
+import evomerge.build
+from evomerge.cli import main
+sys.argv = ["evomerge", "apply", *sys.argv[1:]]
+""",
+    "mergekit": """
+import sys, time
+import torch, transformers
+import mergekit.merge
+from mergekit.scripts.run_yaml import main
+sys.argv = ["mergekit-yaml", *sys.argv[1:], "--lazy-unpickle", "--quiet"]
+""",
+}
+WATCH = """
+start = time.perf_counter()
+try:
+    main()
+except SystemExit as end:
+    if end.code:
+        raise
+finally:
+    print(time.perf_counter() - start, file=sys.stderr)
+"""
 
 
-def run(arguments: list[str]) -> tuple[float, float]:
-    """Runs a command; returns its seconds and the most memory that it held, in bytes."""
+class Run(NamedTuple):
+    """What a process took.
+
+    Attributes:
+        seconds: from its start to its end.
+        merging: those of them after its imports.
+        peak_bytes: the most memory that it held.
+    """
+
+    seconds: float
+    merging: float
+    peak_bytes: float
+
+
+def run(arguments: list[str]) -> Run:
+    """Runs a program that tells the seconds of its merge in its last line."""
     start = time.perf_counter()
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -52,14 +88,16 @@ def run(arguments: list[str]) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(arguments)} failed:\n{text.decode(errors='replace')[-2000:]}")
-    return time.perf_counter() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    seconds = time.perf_counter() - start
+    return Run(seconds, float(text.split()[-1]), used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
-def merge(side: str, data: dict[str, Any], folder: Path, mergekit: str | None) -> tuple[float, float]:
-    """Merges once; returns seconds and bytes."""
+def merge(side: str, data: dict[str, Any], folder: Path, mergekit: str | None) -> Run:
+    """Merges once."""
     recipe, out = folder / "recipe.yaml", folder / "out"
     recipe.write_text(yaml.safe_dump(data), encoding="utf-8")
-    found = run(command(side, recipe, out, mergekit))
+    python = sys.executable if side == "evomerge" else str(mergekit)
+    found = run([python, "-c", PROGRAMS[side] + WATCH, str(recipe), str(out)])
     shutil.rmtree(out)
     return found
 
@@ -69,17 +107,26 @@ def speed(methods: list[str], models: list[str], mergekit: str, rounds: int) -> 
     figures = []
     with tempfile.TemporaryDirectory(dir=Path(models[0]).parent) as folder:
         for method in methods:
-            found: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+            found: dict[str, list[Run]] = {side: [] for side in SIDES}
             for step in range(rounds):
                 for side in SIDES:
                     print(f"{method}: {side}, round {step + 1} of {rounds}", file=sys.stderr, flush=True)
                     found[side].append(merge(side, recipe_of(method, models, step), Path(folder), mergekit))
             row: dict[str, Any] = {"method": method}
             for side in SIDES:
-                row[side] = statistics.median(seconds for seconds, _ in found[side])
-                row[f"{side}_peak_bytes"] = max(peak for _, peak in found[side])
-            figures.append({**row, "times_as_fast": row["mergekit"] / row["evomerge"]})
+                row[side] = statistics.median(run.seconds for run in found[side])
+                row[f"{side}_merging"] = statistics.median(run.merging for run in found[side])
+                row[f"{side}_peak_bytes"] = max(run.peak_bytes for run in found[side])
+            figures.append(_compared(row))
     return figures
+
+
+def _compared(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures with how many times as fast evomerge is, where mergekit ran too."""
+    if "mergekit" in row:
+        row["times_as_fast"] = row["mergekit"] / row["evomerge"]
+        row["times_as_fast_merging"] = row["mergekit_merging"] / row["evomerge_merging"]
+    return row
 
 
 def shapes(layers: int) -> Iterator[TensorInfo]:
@@ -145,8 +192,8 @@ def memory(scratch: Path | None, methods: list[str], mergekit: str | None) -> li
                 row: dict[str, Any] = {"method": method, "bytes_each": nbytes}
                 for side in SIDES[: 2 if mergekit else 1]:
                     print(f"{method}: {side}", file=sys.stderr, flush=True)
-                    row[side], row[f"{side}_peak_bytes"] = merge(side, data, folder, mergekit)
-                figures.append(row)
+                    row[side], row[f"{side}_merging"], row[f"{side}_peak_bytes"] = merge(side, data, folder, mergekit)
+                figures.append(_compared(row))
             shutil.rmtree(folder)
     return figures
 
@@ -157,11 +204,14 @@ def table(figures: list[dict[str, Any]]) -> str:
     for row in figures:
         size = f" of {row['bytes_each'] / 1e9:.1f} GB" if "bytes_each" in row else ""
         sides = "; ".join(
-            f"{side} {row[side]:.1f} s, {row[f'{side}_peak_bytes'] / 1e9:.2f} GB at most"
+            f"{side} {row[side]:.1f} s ({row[f'{side}_merging']:.1f} s merging), "
+            f"{row[f'{side}_peak_bytes'] / 1e9:.2f} GB at most"
             for side in SIDES
             if side in row
         )
-        ratio = f"; {row['times_as_fast']:.1f} times as fast" if "times_as_fast" in row else ""
+        ratio = ""
+        if "times_as_fast" in row:
+            ratio = f"; {row['times_as_fast']:.1f} times as fast ({row['times_as_fast_merging']:.1f} merging)"
         lines.append(f"{row['method']}{size}: {sides}{ratio}")
     return "\n".join(lines)
 

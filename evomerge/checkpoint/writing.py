@@ -85,7 +85,8 @@ class CheckpointWriter:
         self._files: dict[str, FileIO] = {}
         self._folder_handle: int | None = None
         self._state = "new"
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._writing = 0
         self._unsynced = 0
         self._syncing: threading.Thread | None = None
         self._check_target()
@@ -176,13 +177,23 @@ class CheckpointWriter:
             left = self._left.get(info.name, 0) - tensor.numel()
             if info.name not in self._left or left < 0:
                 raise CheckpointError(f"{self.folder}: {info.name} is written twice; write each tensor once")
-            try:
-                _write_at(self._files[shard.name], data, shard.places[info.name].start + start * info.dtype.itemsize)
-            except OSError as error:
-                raise self._abandon(error) from error
             self._left[info.name] = left
             if left == 0:
                 del self._left[info.name]
+            file = self._files[shard.name]
+            self._writing += 1
+        # Several threads at once; the files stay open until all have come back.
+        fault = None
+        try:
+            _write_at(file, data, shard.places[info.name].start + start * info.dtype.itemsize)
+        except OSError as error:
+            fault = error
+        with self._lock:
+            self._writing -= 1
+            self._lock.notify_all()
+            if fault is not None:
+                self._lock.wait_for(lambda: self._writing == 0)
+                raise self._abandon(fault) from fault
             self._unsynced += len(data)
             if self._unsynced >= _SYNCED_TOGETHER and (self._syncing is None or not self._syncing.is_alive()):
                 self._unsynced = 0
@@ -384,9 +395,9 @@ def _target_name(path: Path) -> str:
 
 def _write_at(file: FileIO, data: memoryview, start: int) -> None:
     """All of the bytes, at their place; a short write (more than 2 GiB, a disk nearly full) goes on."""
-    file.seek(start)
     while data:
-        data = data[file.write(data) :]
+        count = os.pwrite(file.fileno(), data, start)
+        data, start = data[count:], start + count
 
 
 def _sync(path: Path) -> None:
