@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -52,26 +52,31 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
     """
     jobs = [job for job in plan.jobs if places[job.info.name] is not None]
 
-    def begun(job: Job) -> tuple[str, list[Callable[[], None]]]:
+    def begun(job: Job) -> list[Callable[[], None]]:
         pieces, place = plan.pieces(job, sources.operands(job)), places[job.info.name]
         assert place is not None  # Those are no jobs; this line is for the type checker.
         if not place.is_contiguous():
-            return job.info.name, [partial(_fill, pieces, place.detach())]
+            return [partial(_fill, pieces, place.detach())]
         flat = place.detach().view(-1)
-        return job.info.name, [partial(fill, flat[start:stop]) for start, stop, fill in pieces]
+        return [partial(fill, flat[start:stop]) for start, stop, fill in pieces]
+
+    def done(job: Job) -> None:
+        for step in begun(job):
+            step()
 
     with torch.no_grad():
         if sources.device.type != "cpu" or compiler() is None:
+            # Each step is shared out by the device itself, or by torch.
             for job in jobs:
-                for step in begun(job)[1]:
-                    step()
+                done(job)
             return
-        # What is slow to begin is begun in parallel; for the rest that would not pay.
-        slow = [partial(begun, job) for job in jobs if not sources.measured(job)]
-        ready = dict(_in_parallel(slow, _MOST_IN_FLIGHT))
-        steps = [step for job in jobs for step in ready.get(job.info.name) or begun(job)[1]]
-        for _ in _in_parallel(steps, torch.get_num_threads()):
-            pass
+        if sources.place != "disk":
+            slow = [job for job in jobs if not sources.measured(job)]
+            _in_parallel((partial(begun, job) for job in slow), _MOST_IN_FLIGHT)
+            # What is measured is soon begun: all of it first, as that is Python's work, which threads only hold up.
+            _in_parallel([step for job in jobs for step in begun(job)], torch.get_num_threads())
+        else:
+            _in_parallel((partial(done, job) for job in jobs), _MOST_IN_FLIGHT)
 
 
 def _fill(pieces: Iterable[Piece], place: Tensor) -> None:
@@ -119,16 +124,20 @@ def into_directory(
             return job.info.nbytes
 
         # Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes.
-        for done in _in_parallel((partial(carry, job) for job in plan.jobs), _MOST_IN_FLIGHT):
-            progress(done)
+        _in_parallel((partial(carry, job) for job in plan.jobs), _MOST_IN_FLIGHT, progress)
         files, texts = side_files(plan)
         out.commit(config=plan.config, files=files, texts=texts)
 
 
-def _in_parallel(steps: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
-    """Does all steps, at most so many and as many as torch has threads at the same time; yields as they are done.
+def _in_parallel(steps: Iterable[Callable[[], T]], most: int, done: Callable[[T], object] = lambda _: None) -> None:
+    """Does all steps, at most so many and as many as torch has threads at the same time.
 
     A step has one thread: its sums have the same bits on any machine.
+
+    Args:
+        steps: what to do; they are gone through before the first is waited for.
+        most: how many at a time.
+        done: called with what each returned, from this thread.
     """
 
     def begin() -> None:
@@ -138,6 +147,6 @@ def _in_parallel(steps: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
     pool = ThreadPoolExecutor(min(most, torch.get_num_threads()), initializer=begin)
     try:
         for future in as_completed([pool.submit(step) for step in steps]):
-            yield future.result()
+            done(future.result())
     finally:
         pool.shutdown(cancel_futures=True)

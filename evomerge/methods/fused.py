@@ -93,6 +93,8 @@ class Fused:
         Returns:
             Whether every element of the result is a finite number.
         """
+        if start == stop:
+            return True
         blocks = [source.piece(start, stop) for source in self.inputs]
         spans = [(min(end, stop) - start, numbers) for end, numbers in self.spans if end > start]
         rounded = dtype or output.dtype

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -106,10 +107,26 @@ int64_t place(int64_t count, const int32_t *bits, int32_t value, int64_t rank) {
 
 
 class Threshold(NamedTuple):
-    """Which elements are the k largest: those above `magnitude`, and those equal to it before `position`."""
+    """Which elements are the k largest: those above `magnitude`, and those equal to it before `position`.
+
+    Attributes:
+        magnitude: the k-th largest.
+        below: the next smaller float32.
+        position: an element's index.
+    """
 
     magnitude: float
+    below: float
     position: int
+
+    @classmethod
+    def of_none(cls, numel: int) -> Threshold:
+        """Returns the threshold for k = 0."""
+        return cls(math.inf, math.inf, numel)
+
+    def dropped_up_to(self, stop: int) -> float:
+        """Returns the largest magnitude that is dropped in the span that ends at `stop`: at the position or beyond."""
+        return self.magnitude if stop > self.position else self.below
 
 
 class Magnitudes:
@@ -148,14 +165,15 @@ class Magnitudes:
 
     def _find(self, count: int) -> Threshold:
         bits, rank, equals = self._order.find(count)
-        magnitude = float(np.int32(bits).view(np.float32))
+        magnitude = _number(bits)
+        below = _number(bits - 1) if bits else -_number(1)
         if rank == sum(equals):
-            return Threshold(magnitude, self._numel)
+            return Threshold(magnitude, below, self._numel)
         for index, here in enumerate(equals):
             if rank <= here:
                 start = index * self._block
                 stop = min(start + self._block, self._numel)
-                return Threshold(magnitude, start + _place(self._bits(start, stop), bits, rank) + 1)
+                return Threshold(magnitude, below, start + _place(self._bits(start, stop), bits, rank) + 1)
             rank -= here
         raise AssertionError("the blocks hold fewer equals than were counted")
 
@@ -179,14 +197,31 @@ class Magnitudes:
         return bits
 
 
+def _number(bits: int) -> float:
+    number: float = struct.unpack("f", struct.pack("i", bits))[0]
+    return number
+
+
+@cache
+def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
+    """Declares the functions of `_SOURCE`, once."""
+    bits = (ctypes.c_int64, ctypes.c_void_p)
+    native.bracketed.argtypes = (*bits, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+    native.counted.argtypes = (*bits, ctypes.c_int32, ctypes.c_void_p)
+    native.place.argtypes = (*bits, ctypes.c_int32, ctypes.c_int64)
+    for function in (native.bracketed, native.counted, native.place):
+        function.restype = ctypes.c_int64
+    return native
+
+
 def _bracketed(bits: Bits, low: int, high: int) -> tuple[int, Bits]:
     """Returns how many lie above `high`, and those that lie from `low` to `high`, in their order."""
     native = library(_SOURCE)
     if native is None:
         return int(np.count_nonzero(bits > high)), bits[(bits >= low) & (bits <= high)]
     above, inside = ctypes.c_int64(), np.empty_like(bits)
-    native.bracketed.restype = ctypes.c_int64
-    found = native.bracketed(ctypes.c_int64(len(bits)), _at(bits), low, high, ctypes.byref(above), _at(inside))
+    bracketed = _declared(native).bracketed
+    found = bracketed(len(bits), bits.ctypes.data, low, high, ctypes.addressof(above), inside.ctypes.data)
     return above.value, inside[:found].copy()
 
 
@@ -196,8 +231,7 @@ def _counted(bits: Bits, value: int) -> tuple[int, int]:
     if native is None:
         return int(np.count_nonzero(bits > value)), int(np.count_nonzero(bits == value))
     above = ctypes.c_int64()
-    native.counted.restype = ctypes.c_int64
-    equal = native.counted(ctypes.c_int64(len(bits)), _at(bits), value, ctypes.byref(above))
+    equal: int = _declared(native).counted(len(bits), bits.ctypes.data, value, ctypes.addressof(above))
     return above.value, equal
 
 
@@ -206,12 +240,8 @@ def _place(bits: Bits, value: int, rank: int) -> int:
     native = library(_SOURCE)
     if native is None:
         return int(np.flatnonzero(bits == value)[rank - 1])
-    native.place.restype = ctypes.c_int64
-    return int(native.place(ctypes.c_int64(len(bits)), _at(bits), value, ctypes.c_int64(rank)))
-
-
-def _at(bits: Bits) -> ctypes.c_void_p:
-    return ctypes.c_void_p(bits.ctypes.data)
+    place: int = _declared(native).place(len(bits), bits.ctypes.data, value, rank)
+    return place
 
 
 class _Listed:

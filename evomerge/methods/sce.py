@@ -11,7 +11,7 @@ from evomerge.methods.fused import Fused, SourceTensor
 from evomerge.methods.magnitudes import Magnitudes
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 from evomerge.methods.operands import Operands
-from evomerge.methods.sparsifiers import Spans, dropped_up_to
+from evomerge.methods.sparsifiers import Spans
 from evomerge.methods.task_arithmetic import added_up, elected_sign
 
 # Where the mean squares of all task vectors sum to less, models count alike.
@@ -34,7 +34,7 @@ def _sce(operands: Operands, parameters: Parameters) -> Fused:
     variance = _variance_source(operands)
     threshold = operands.once("variances", lambda: _order(operands, variance)).threshold(count)
     stops = sorted({operands.numel, threshold.position})
-    cuts = [(stop, dropped_up_to(threshold, stop)) for stop in stops]
+    cuts = [(stop, threshold.dropped_up_to(stop)) for stop in stops]
     weights = _weights([_selected_square(operands, i, variance, cuts) for i in models], operands.numel)
     spans: Spans = tuple((stop, (*weights, cut)) for stop, cut in cuts)
     return Fused(_select_and_erase, (*inputs, variance), spans)

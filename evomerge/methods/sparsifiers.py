@@ -100,18 +100,10 @@ def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[f
 def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:
     """Returns, for each of the counts, the magnitude up to which elements are not among so many largest."""
     thresholds = [
-        operands.magnitudes(source).threshold(count) if count else Threshold(math.inf, operands.numel)
-        for count in counts
+        operands.magnitudes(source).threshold(count) if count else Threshold.of_none(operands.numel) for count in counts
     ]
     stops = sorted({operands.numel, *(threshold.position for threshold in thresholds)})
-    return tuple((stop, tuple(dropped_up_to(threshold, stop) for threshold in thresholds)) for stop in stops)
-
-
-def dropped_up_to(threshold: Threshold, stop: int) -> float:
-    """Returns the largest magnitude that is dropped in the span that ends at `stop`."""
-    if stop > threshold.position:
-        return threshold.magnitude
-    return float(np.nextafter(np.float32(threshold.magnitude), np.float32(-1)))
+    return tuple((stop, tuple(threshold.dropped_up_to(stop) for threshold in thresholds)) for stop in stops)
 
 
 def _norm_of(operands: Operands, source: int, thinned: Thinned) -> float:

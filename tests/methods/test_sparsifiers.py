@@ -16,7 +16,7 @@ def kept(tensor, count, *, listed=False):
     """Which elements are the `count` largest, as `Magnitudes` names them."""
     flat = tensor.reshape(-1)
     order = Magnitudes(lambda start, stop: flat[start:stop].abs(), len(flat), kept=listed)
-    magnitude, position = order.threshold(count)
+    magnitude, _, position = order.threshold(count)
     sizes = np.abs(flat.numpy())
     return (
         (sizes > magnitude) | np.isnan(sizes) | ((sizes == magnitude) & (np.arange(len(sizes)) < position))
