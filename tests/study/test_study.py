@@ -11,10 +11,11 @@ import optuna
 import pytest
 import torch
 
-from evomerge.build import parents
+from evomerge.build import into_directory, open_recipe, parents
+from evomerge.cli.evaluation import evaluated
 from evomerge.errors import EvomergeError, RecipeError, StudyError, TaskError
 from evomerge.recipe import Recipe
-from evomerge.study import Conclusion, Record, Study, Trial, conclude, prepare
+from evomerge.study import Conclusion, Preparation, Record, Study, Trial, conclude, prepare
 from scripts.check_kills import killed_search, run_state, search_command
 from tests.study.search_case import write_case
 
@@ -51,6 +52,20 @@ def search(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes
     with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher()) as study:
         study.run()
         return conclude(study)
+
+
+def assert_written_winner_scores_what_was_recorded(preparation: Preparation, folder: Path) -> None:
+    """Searches in `folder`, beside its tasks, and writes the best recipe's model to "out"."""
+    with Study(preparation, folder / "run", "cpu", Watcher()) as study:
+        study.run()
+        conclusion = conclude(study)
+        best = max(study.record.trials, key=lambda trial: (trial.objective, -trial.number))
+    assert conclusion.failures == 0
+    assert best.outcome is not None
+    into_directory(open_recipe(folder / "run" / "best.yaml"), folder / "out")
+    tasks = [folder / "tasks" / "likely.yaml", folder / "tasks" / "written.yaml"]
+    scored = evaluated(str(folder / "out"), tasks, ["search"], "cpu")["scores"]
+    assert {row["task"]: row["items"] for row in scored} == best.outcome.items
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from evomerge.build import into_directory, open_recipe
-from evomerge.cli.evaluation import evaluated
-from evomerge.study import Study, conclude, prepare
+from evomerge.study import prepare
 from tests.study.search_case import write_case
-from tests.study.test_study import Watcher
+from tests.study.test_study import assert_written_winner_scores_what_was_recorded
 from tests.tiny import VOCABULARY, tiny_checkpoint
 
 
@@ -29,14 +27,5 @@ def test_the_winner_of_a_search_over_a_union_with_an_adapter_scores_the_same_whe
     recipe.write_text(text.replace(f"model: {tmp_path}/b\n", f"model: {chat}\n"))
     preparation = prepare(recipe)
     assert preparation.parents == (f"{tmp_path}/a+{lora}", str(chat))
-    with Study(preparation, tmp_path / "run", "cpu", Watcher()) as study:
-        study.run()
-        conclusion = conclude(study)
-        best = max(study.record.trials, key=lambda trial: (trial.objective, -trial.number))
-    assert conclusion.failures == 0
-    assert best.outcome is not None
-    into_directory(open_recipe(tmp_path / "run" / "best.yaml"), tmp_path / "out")
+    assert_written_winner_scores_what_was_recorded(preparation, tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids("<|im_end|>") == VOCABULARY
-    tasks = [tmp_path / "tasks" / "likely.yaml", tmp_path / "tasks" / "written.yaml"]
-    scored = evaluated(str(tmp_path / "out"), tasks, ["search"], "cpu")["scores"]
-    assert {row["task"]: row["items"] for row in scored} == best.outcome.items
