@@ -107,10 +107,10 @@ def _loaded(command: str, source: str) -> ctypes.CDLL:
 
 def _cache() -> Path | None:
     """Returns the folder where libraries are kept, the user's own; None where it cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "native"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "native"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # The second where there is no home.
         return None
     # What lies there is run: it must be nobody else's to write.
     owned = not hasattr(os, "getuid") or (folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022)

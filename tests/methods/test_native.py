@@ -72,6 +72,22 @@ def test_a_cache_that_others_can_write_is_not_used(cache, use_compiler):
 
 
 @needs_a_compiler
+def test_a_cache_that_cannot_be_made_is_done_without(tmp_path, use_compiler, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    use_compiler(INSTALLED)
+    assert answer(native.library(SOURCE)) == 42
+
+
+@needs_a_compiler
+def test_there_need_be_no_home(use_compiler, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    use_compiler(INSTALLED)
+    assert answer(native.library(SOURCE)) == 42
+
+
+@needs_a_compiler
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users")
 def test_the_cache_is_the_users_own(cache, use_compiler):
     use_compiler(INSTALLED)
