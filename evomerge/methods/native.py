@@ -44,11 +44,11 @@ def compiler() -> str | None:
     It is ``EVOMERGE_CC``, else ``CC``, else the first of cc, gcc and clang that is installed; an empty ``EVOMERGE_CC``
     means to do without.
     """
-    named = os.environ.get("EVOMERGE_CC", os.environ.get("CC") or "cc gcc clang")
-    if "EVOMERGE_CC" in os.environ or os.environ.get("CC"):
-        program = (shlex.split(named) or [""])[0]
-        return named if program and shutil.which(program) else None
-    return next((name for name in named.split() if shutil.which(name)), None)
+    named = os.environ.get("EVOMERGE_CC", os.environ.get("CC") or None)
+    if named is None:
+        return next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    program, *_ = shlex.split(named) or [""]
+    return named if shutil.which(program) else None
 
 
 def library(source: str) -> ctypes.CDLL | None:
