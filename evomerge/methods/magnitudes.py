@@ -22,9 +22,11 @@ from torch import Tensor
 
 from evomerge.methods.native import library
 
-# A sample has so many runs of neighbours, about as many from each part of the tensor; held tensors have shorter runs.
+# A sample has so many runs of neighbours, about as many from each part of the tensor, and more where they would be
+# further apart than that: the more there are, the fewer elements are held. Of held tensors the runs are shorter.
 _RUNS = 512
 _RUN = 64
+_MOST_BETWEEN = 1 << 16
 _HELD_RUN = 16
 # A tensor of few elements is looked at without.
 _WORTH_SAMPLING = 1 << 16
@@ -187,7 +189,8 @@ class Magnitudes:
         if self._held is not None:
             every = self._numel * _HELD_RUN // (_RUNS * _RUN)
             return self._held[: self._numel // every * every].reshape(-1, every)[:, :_HELD_RUN].ravel()
-        starts = range(0, self._numel - _RUN, self._numel // _RUNS)
+        runs = max(_RUNS, self._numel // _MOST_BETWEEN)
+        starts = range(0, self._numel - _RUN, self._numel // runs)
         return np.concatenate([self._bits(start, start + _RUN) for start in starts])
 
     def _bits(self, start: int, stop: int) -> Bits:
