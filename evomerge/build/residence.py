@@ -119,7 +119,7 @@ class Sources:
 
     def measured(self, job: Job) -> bool:
         """Returns whether what `job` merges was measured for earlier candidates, so that it is soon begun."""
-        return self.place != "disk" and self._key(job) in self._operands
+        return self._key(job) in self._operands
 
     def operands(self, job: Job) -> Operands:
         """Returns what `job` merges, with all that was measured of it for earlier candidates."""

@@ -70,13 +70,20 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
             for job in jobs:
                 done(job)
             return
-        if sources.place != "disk":
-            slow = [job for job in jobs if not sources.measured(job)]
-            _in_parallel((partial(begun, job) for job in slow), _MOST_IN_FLIGHT)
-            # What is measured is soon begun: all of it first, as that is Python's work, which threads only hold up.
-            _in_parallel([step for job in jobs for step in begun(job)], torch.get_num_threads())
-        else:
+        if sources.place == "disk":
             _in_parallel((partial(done, job) for job in jobs), _MOST_IN_FLIGHT)
+            return
+        steps: dict[str, list[Callable[[], None]]] = {}
+
+        def begin(job: Job) -> None:
+            steps[job.info.name] = begun(job)
+
+        _in_parallel((partial(begin, job) for job in jobs if not sources.measured(job)), _MOST_IN_FLIGHT)
+        # What is measured is soon begun: all of it first, as that is Python's work, which threads only hold up.
+        for job in jobs:
+            if job.info.name not in steps:
+                begin(job)
+        _in_parallel([step for job in jobs for step in steps[job.info.name]], torch.get_num_threads())
 
 
 def _fill(pieces: Iterable[Piece], place: Tensor) -> None:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge.methods.fused import BLOCK, PIECE
 from evomerge.methods.native import library
 
 # A sample has so many runs of neighbours, about as many from each part of the tensor, and more where they would be
@@ -33,9 +34,6 @@ _WORTH_SAMPLING = 1 << 16
 # The most elements that are held where thresholds are asked for once.
 _HELD = 1 << 22
 _LARGEST = 0x7FFFFFFF
-# Elements that are looked at together: where magnitudes are listed, the fewer the less is looked at for a threshold.
-_LISTED_BLOCK = 32_000
-_BLOCK = 8 * _LISTED_BLOCK
 # With more distinct magnitudes, their counts in each block would take as much memory as the tensor.
 _MOST_LISTED = 8192
 
@@ -143,13 +141,14 @@ class Magnitudes:
     def __init__(self, read: Callable[[int, int], Tensor], numel: int, *, kept: bool = False) -> None:
         self._read = read
         self._numel = numel
-        self._block = _LISTED_BLOCK
+        # Where magnitudes are listed, the fewer are looked at together, the less is looked at for a threshold.
+        self._block = BLOCK
         self._held: Bits | None = None
         # A candidate asks for two at most; what the next one asks again is known.
         self._recent = lru_cache(maxsize=2)(self._find)
         listed = _Listed.of(self._blocks()) if kept else None
         if listed is None:
-            self._block = _BLOCK
+            self._block = PIECE
             if not kept and numel <= _HELD:
                 self._held, self._block = self._bits(0, numel), numel
         self._order = listed or _Sampled(self._sample(), self._blocks, numel)

@@ -125,9 +125,18 @@ class Operands:
             whole = torch.from_numpy(np.concatenate(parts))[start - first : stop - first]
             return whole.to(self.device)
 
-        if not self.kept:
-            return SourceTensor(self.shape, self.device, drawn)
-        held = self.once(("noise", seed, source), lambda: drawn(0, self.numel) if self.numel else torch.empty(0))
+        return self.derived(("noise", seed, source), drawn)
+
+    def derived(self, key: Hashable, made: Callable[[int, int], Tensor]) -> SourceTensor:
+        """Returns a further source, of the shape of the tensors: made piece by piece, or in a search once and kept.
+
+        Args:
+            key: see `once`.
+            made: (first element, element past the last) to these elements, flat.
+        """
+        if not self.kept or self.numel == 0:
+            return SourceTensor(self.shape, self.device, made)
+        held = self.once(key, lambda: made(0, self.numel))
         return SourceTensor(self.shape, self.device, lambda start, stop: held[start:stop])
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:

@@ -58,11 +58,7 @@ def _variance(operands: Operands, start: int, stop: int) -> Tensor:
 
 def _variance_source(operands: Operands) -> SourceTensor:
     """Returns the variances as a source; a search keeps them."""
-    read = partial(_variance, operands)
-    if operands.kept:
-        held = operands.once("variance", lambda: read(0, operands.numel))
-        return SourceTensor(operands.shape, operands.device, lambda start, stop: held[start:stop])
-    return SourceTensor(operands.shape, operands.device, read)
+    return operands.derived("variance", partial(_variance, operands))
 
 
 def _order(operands: Operands, variance: SourceTensor) -> Magnitudes:

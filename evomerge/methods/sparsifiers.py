@@ -154,11 +154,7 @@ def _by_rank(operands: Operands, source: int, values: Mapping[str, Value], seed:
     def ranked(start: int, stop: int) -> Tensor:
         return _noise_by_rank(operands, source, noise, epsilon, start, stop)
 
-    if operands.kept and operands.numel:
-        held = operands.once(("della", seed, source, epsilon), lambda: ranked(0, operands.numel))
-        by_rank = SourceTensor(operands.shape, operands.device, lambda start, stop: held[start:stop])
-    else:
-        by_rank = SourceTensor(operands.shape, operands.device, ranked)
+    by_rank = operands.derived(("della", seed, source, epsilon), ranked)
     return _random(operands, source, by_rank, density, ("della", seed, epsilon))
 
 
@@ -177,7 +173,7 @@ def _noise_by_rank(
     parts = []
     for first in range(start // row, -(-stop // row), rows):
         last = min(first + rows, -(-stop // row))
-        magnitudes = operands.delta(source, first * row, last * row).abs_().view(last - first, *shape[1:])
+        magnitudes = operands.distance(source, first * row, last * row).view(last - first, *shape[1:])
         ranks = magnitudes.argsort(dim=1, stable=True).argsort(dim=1).to(torch.float64)
         # The only element of a row has no rank: its chance is rho itself.
         relative = ranks.div_(shape[1] - 1) if shape[1] > 1 else torch.full_like(ranks, 0.5)
@@ -207,7 +203,7 @@ def _norms_by_cut(operands: Operands, source: int, noise: SourceTensor) -> NDArr
     """Returns, for each cut from 1 on, the sum of the magnitudes that it keeps."""
     norms = np.zeros(FIRST + LEVELS)
     for start, stop in operands.pieces():
-        magnitudes = operands.delta(source, start, stop).abs_().cpu().numpy()
+        magnitudes = operands.distance(source, start, stop).cpu().numpy()
         levels = noise.piece(start, stop).cpu().numpy()
         norms += np.bincount(levels, magnitudes, len(norms))
     return norms.cumsum()
