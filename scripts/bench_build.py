@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from evomerge.build import Plan, Sources, into_tensors, open_models, plan
-from evomerge.methods import METHODS, PIECE
+from evomerge.kernels import PIECE
+from evomerge.methods import METHODS
 from evomerge.recipe import Recipe
 
 METHODS_COMPARED = ("linear", "slerp", "ties", "dare_ties", "della", "breadcrumbs")

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 @pytest.fixture
 def use_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Names the C compiler to use from then on; an empty name is none."""
-    from evomerge.methods import loops, native
+    from evomerge.kernels import loops, native
 
     def forget() -> None:
         native.compiler.cache_clear()

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import MergeError
-from evomerge.methods import Fused, MergeMethod, Operands, Parameters, SourceTensor
+from evomerge.kernels import Fused, Operands, SourceTensor
+from evomerge.methods import MergeMethod, Parameters
 from evomerge.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from evomerge.build.plan import Plan
-from evomerge.methods import compiler
+from evomerge.kernels import compiler
 
 
 def remarks(plan: Plan) -> list[str]:

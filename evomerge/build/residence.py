@@ -14,7 +14,7 @@ from torch import Tensor
 from evomerge.build.plan import Job
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, EvaluationError
-from evomerge.methods import Operands, SourceTensor, all_finite
+from evomerge.kernels import Operands, SourceTensor, all_finite
 
 Place = Literal["device", "memory", "disk"]
 

@@ -16,7 +16,7 @@ from evomerge.build.plan import Job, Piece, Plan
 from evomerge.build.residence import Sources
 from evomerge.build.side_files import side_files
 from evomerge.checkpoint import CheckpointWriter
-from evomerge.methods import compiler
+from evomerge.kernels import compiler
 
 T = TypeVar("T")
 

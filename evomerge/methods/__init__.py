@@ -12,17 +12,14 @@ from types import MappingProxyType
 
 from evomerge.errors import MergeError
 from evomerge.methods.arcee_fusion import ARCEE_FUSION
-from evomerge.methods.fused import PIECE, Fused, SourceTensor, all_finite
 from evomerge.methods.iso_c import ISO_C
 from evomerge.methods.karcher import KARCHER
 from evomerge.methods.linear import LINEAR
 from evomerge.methods.method import MergeMethod, Parameter, Parameters, Value
 from evomerge.methods.model_stock import MODEL_STOCK
 from evomerge.methods.multislerp import MULTISLERP
-from evomerge.methods.native import compiler
 from evomerge.methods.nearswap import NEARSWAP
 from evomerge.methods.nuslerp import NUSLERP
-from evomerge.methods.operands import Operands
 from evomerge.methods.passthrough import PASSTHROUGH
 from evomerge.methods.ram import RAM, RAMPLUS_TL
 from evomerge.methods.sce import SCE
@@ -43,16 +40,10 @@ from evomerge.methods.wudi import WUDI
 __all__ = [
     "KNOWN_PARAMETERS",
     "METHODS",
-    "PIECE",
-    "Fused",
     "MergeMethod",
-    "Operands",
     "Parameter",
     "Parameters",
-    "SourceTensor",
     "Value",
-    "all_finite",
-    "compiler",
     "method",
 ]
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import Fused, SourceTensor, combination
-from evomerge.methods.lines import Lines
-from evomerge.methods.magnitudes import Magnitudes
+from evomerge.kernels.fused import Fused, SourceTensor, combination
+from evomerge.kernels.lines import Lines
+from evomerge.kernels.magnitudes import Magnitudes
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameters
-from evomerge.methods.operands import Operands
 
 # Added to probabilities, so that their ratio has a logarithm.
 _LEAST = 1e-8

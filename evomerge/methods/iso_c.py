@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evomerge.methods.fused import Fused, SourceTensor
+from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.operands import Operands
 from evomerge.methods.matrices import LAMBDA, WEIGHT, added, is_matrix, latest, mean_of_parts, right_singular, tall
 from evomerge.methods.method import MergeMethod, Parameters
-from evomerge.methods.operands import Operands
 
 
 def _iso_c(operands: Operands, parameters: Parameters) -> Fused:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.methods.fused import Fused
+from evomerge.kernels.fused import Fused
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 # sin theta under which the way from the mean to a unit vector is nowhere, or, at the other pole, everywhere.
 _NO_WAY = 1e-6

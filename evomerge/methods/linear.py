@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from evomerge.errors import MergeError
-from evomerge.methods.fused import Fused, combination
+from evomerge.kernels.fused import Fused, combination
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 # Below this magnitude the weights are taken to cancel; dividing by their sum would only magnify rounding.
 _NO_WEIGHT = 1e-8

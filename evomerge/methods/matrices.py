@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import Fused, SourceTensor
+from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 WEIGHT = Parameter("weight", "What the task's part is multiplied by.", per_model=True, default=1.0, start=1.0)
 """w_i; the papers have 1."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.methods.fused import Fused, SourceTensor
-from evomerge.methods.operands import Operands
+from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.operands import Operands
 
 Value = float | bool
 """What a parameter may be: a number or a flag (an int is a float to the type checker)."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import Fused
-from evomerge.methods.lines import Lines
+from evomerge.kernels.fused import Fused
+from evomerge.kernels.lines import Lines
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 # Two norms whose product is smaller than this have no angle between them.
 _NO_NORMS = 1e-6

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evomerge.methods.fused import Fused, combination
+from evomerge.kernels.fused import Fused, combination
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 # Elements nearer than this are taken to be this far apart.
 _NEAREST = 1e-6

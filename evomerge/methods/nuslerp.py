@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import Fused
-from evomerge.methods.lines import Lines
+from evomerge.kernels.fused import Fused
+from evomerge.kernels.lines import Lines
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 # Under this magnitude the weights are taken to cancel, and the middle is taken.
 _NO_WEIGHT = 1e-6

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from evomerge.methods.fused import Fused, combination
+from evomerge.kernels.fused import Fused, combination
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 
 def _passthrough(operands: Operands, parameters: Parameters) -> Fused:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import Fused
+from evomerge.kernels.fused import Fused
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 _EPSILON = Parameter(
     "epsilon", "By more than how much an element must differ to count as changed.", default=1e-5, low=0.0, start=1e-5

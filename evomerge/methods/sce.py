@@ -7,10 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
-from evomerge.methods.fused import Fused, SourceTensor
-from evomerge.methods.magnitudes import Magnitudes
+from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.magnitudes import Magnitudes
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 from evomerge.methods.sparsifiers import Spans
 from evomerge.methods.task_arithmetic import added_up, elected_sign
 

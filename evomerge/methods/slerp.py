@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evomerge.methods.fused import Fused, combination
+from evomerge.kernels.fused import Fused, combination
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 # A vector this short has no direction; it is used as it is, so its cosine with anything is about zero.
 _NO_DIRECTION = 1e-8

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.methods.fused import SourceTensor
-from evomerge.methods.magnitudes import Threshold
+from evomerge.kernels.fused import SourceTensor
+from evomerge.kernels.magnitudes import Threshold
+from evomerge.kernels.noise import FIRST, LEVELS, as_numbers, cut, number_of
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import Parameter, Value
-from evomerge.methods.noise import FIRST, LEVELS, as_numbers, cut, number_of
-from evomerge.methods.operands import Operands
 
 Spans = tuple[tuple[int, tuple[float, ...]], ...]
 """(element past the last, numbers that hold up to there), ascending."""

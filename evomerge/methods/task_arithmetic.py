@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from evomerge.methods.fused import Fused, SourceTensor
+from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.operands import Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Spans, Sparsifier, Thin
 
 # Under this L1 norm a task vector is taken to be zero and is not rescaled.

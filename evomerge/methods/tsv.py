@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import Fused
+from evomerge.kernels.fused import Fused
+from evomerge.kernels.operands import Operands
 from evomerge.methods.matrices import LAMBDA, WEIGHT, merged_matrices, right_singular, tall
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.operands import Operands
 
 # Directions in which the tasks' vectors span less than this are spanned by rounding alone.
 _NO_SPAN = 1e-5

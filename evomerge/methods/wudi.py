@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import Fused
+from evomerge.kernels.fused import Fused
+from evomerge.kernels.operands import Operands
 from evomerge.methods.matrices import LAMBDA, WEIGHT, merged_matrices
 from evomerge.methods.method import MergeMethod, Parameters
-from evomerge.methods.operands import Operands
 
 # How strongly the sum of the task vectors is kept, beside the mean energy of the inputs' directions: nothing of it is
 # seen where tasks have inputs, it decides where none has, and it keeps the equations soluble in float64.

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evomerge.methods import MergeMethod, Operands, Parameters, SourceTensor
-from evomerge.methods.noise import FIRST
+from evomerge.kernels import Operands, SourceTensor
+from evomerge.kernels.noise import FIRST
+from evomerge.methods import MergeMethod, Parameters
 
 # Binary fractions: sums of weights that cancel, and votes that tie, do so exactly in float32 and float64.
 VALUES = {

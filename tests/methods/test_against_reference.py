@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from evomerge.errors import MergeError
+from evomerge.kernels.noise import FIRST, LEVELS, noise_piece
 from evomerge.methods import METHODS, method
-from evomerge.methods.noise import FIRST, LEVELS, noise_piece
 
 from .inputs import draw, result_of, same_bits
 from .reference import TWINS

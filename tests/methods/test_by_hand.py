@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from evomerge.errors import MergeError
-from evomerge.methods import PIECE, method
+from evomerge.kernels import PIECE
+from evomerge.methods import method
 
 from .inputs import Arguments
 

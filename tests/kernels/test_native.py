@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.methods import native
+from evomerge.kernels import native
 
 SOURCE = "int answer(void) { return 41 + 1; }\n"
 INSTALLED = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
@@ -53,7 +53,7 @@ def test_what_is_damaged_is_made_again(counting, cache, use_compiler):
     script, runs = counting
     use_compiler(str(script))
     # By another process: the system does not look again at a library that this one has.
-    program = f"from evomerge.methods import native; print(native.library({SOURCE!r}).answer())"
+    program = f"from evomerge.kernels import native; print(native.library({SOURCE!r}).answer())"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"42\n"
     (kept,) = cache.iterdir()
     kept.write_bytes(kept.read_bytes()[:100])

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.methods import PIECE, method
-from evomerge.methods.noise import FIRST, LEVELS, as_numbers, cut, noise_piece, number_of
+from evomerge.kernels import PIECE
+from evomerge.kernels.noise import FIRST, LEVELS, as_numbers, cut, noise_piece, number_of
+from evomerge.methods import method
 
-from .inputs import Arguments
+from ..methods.inputs import Arguments
 
 
 def test_numbers_are_pinned():

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.methods.native import library
+from evomerge.kernels.native import library
 
 Kernel = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 """(blocks of the inputs as float32, the numbers that hold there) to the merged block, float32.

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evomerge.methods.fused import BLOCK, PIECE
-from evomerge.methods.native import library
+from evomerge.kernels.fused import BLOCK, PIECE
+from evomerge.kernels.native import library
 
 # A sample has so many runs of neighbours, about as many from each part of the tensor, and more where they would be
 # further apart than that: the more there are, the fewer elements are held. Of held tensors the runs are shorter.

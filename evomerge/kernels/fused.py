@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.methods.loops import Kernel, loop
-from evomerge.methods.native import compiler
+from evomerge.kernels.loops import Kernel, loop
+from evomerge.kernels.native import compiler
 
 BLOCK = 32_000
 """Elements that are summed or ranked together: under the 32,768 from which torch shares work out among threads, so that

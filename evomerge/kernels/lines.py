@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import PIECE, Fused, SourceTensor
-from evomerge.methods.operands import Operands
+from evomerge.kernels.fused import PIECE, Fused, SourceTensor
+from evomerge.kernels.operands import Operands
 
 
 class Lines:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.methods.fused import BLOCK, PIECE, Fused, SourceTensor, combination, difference, displaced, distance
-from evomerge.methods.loops import Kernel
-from evomerge.methods.magnitudes import Magnitudes
-from evomerge.methods.noise import noise_piece
+from evomerge.kernels.fused import BLOCK, PIECE, Fused, SourceTensor, combination, difference, displaced, distance
+from evomerge.kernels.loops import Kernel
+from evomerge.kernels.magnitudes import Magnitudes
+from evomerge.kernels.noise import noise_piece
 
 T = TypeVar("T")
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.methods import magnitudes, method
-from evomerge.methods.magnitudes import Magnitudes
+from evomerge.kernels import magnitudes
+from evomerge.kernels.magnitudes import Magnitudes
+from evomerge.methods import method
 
 
 def kept(tensor, count, *, listed=False):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.methods import METHODS, SourceTensor
-from evomerge.methods.fused import PIECE, Fused, combination
-from evomerge.methods.loops import loop
+from evomerge.kernels import SourceTensor
+from evomerge.kernels.fused import PIECE, Fused, combination
+from evomerge.kernels.loops import loop
+from evomerge.methods import METHODS
 
-from .inputs import draw, same_bits, tensors_of
+from ..methods.inputs import draw, same_bits, tensors_of
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
 
