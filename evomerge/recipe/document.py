@@ -37,10 +37,16 @@ class Component(Strict):
 
 
 class TaskEntry(Strict):
-    """A task that candidates are scored on, and its share in the objective."""
+    """A task that candidates are scored on, and its share in the objective.
+
+    Attributes:
+        task: the task file.
+        weight: its share, relative to the other tasks'. Within these bounds no sum of weights overflows, and no
+            task is rounded away beside another.
+    """
 
     task: str
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=1e-6, le=1e6)
 
 
 class SearchSettings(Strict):

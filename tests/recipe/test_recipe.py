@@ -118,6 +118,9 @@ def test_a_faulty_hole_or_value_is_refused(hole: str, words: str):
         ),
         ("merge_method: linear\nmodels: [{model: a}]\nsearch: {evaluations: 0}\n", "evaluations"),
         ("merge_method: linear\nmodels: [{model: a}]\ntasks: [{task: t, weight: 0}]\n", "weight"),
+        ("merge_method: linear\nmodels: [{model: a}]\ntasks: [{task: t, weight: 5e-324}]\n", "weight"),
+        ("merge_method: linear\nmodels: [{model: a}]\ntasks: [{task: t, weight: 1e308}]\n", "weight"),
+        ("merge_method: linear\nmodels: [{model: a}]\ntasks: [{task: t, weight: .nan}]\n", "weight"),
         ("- linear\n", "expected a mapping"),
     ],
 )
