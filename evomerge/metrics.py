@@ -1,4 +1,4 @@
-r"""A completion and a target in, the score of one item out: 1.0 where it is right, 0.0 where it is not.
+r"""One item's answer in, its score out: 1.0 where it is right, 0.0 where it is not, a share for a tie of choices.
 
 How numbers are read, everywhere in this file:
 
@@ -16,8 +16,10 @@ How numbers are read, everywhere in this file:
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from decimal import Decimal
 
 _CURRENCY = "$€£¥￥₹₩฿₽₫₺\\"
@@ -39,6 +41,31 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+def accuracy(likelihoods: Sequence[float], answer: int) -> float:
+    """Returns 1.0 where the choice `answer` is the likeliest alone, 1/k where k choices are, else 0.0.
+
+    A tie is worth what picking one of its choices at random is on average: a model that tells no choices apart
+    scores what guessing does, wherever the right ones stand, and coarse logits neither gain nor lose by their ties.
+
+    Args:
+        likelihoods: of each choice, its log-likelihood (nats), by whatever length it is divided.
+        answer: the index of the right choice.
+    """
+    best = max(likelihoods)
+    # Sums of float32 numbers: what they differ by less depends on the batch that a choice was run in.
+    tied = [math.isclose(value, best, rel_tol=1e-6) for value in likelihoods]
+    return tied[answer] / sum(tied)
+
+
+def choice_length(choice: str) -> int:
+    """Returns the characters that ``accuracy_norm`` divides a choice's log-likelihood by, as lm-eval's ``acc_norm``.
+
+    The one white space that parts a choice from its prompt is not counted: lm-eval puts it between the two itself
+    (``target_delimiter``) and counts the choice alone.
+    """
+    return len(choice) - choice[:1].isspace()
 
 
 def exact_match(completion: str, target: str) -> float:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.metrics import exact_match, last_number, number_in, regex_match
+from evomerge.metrics import accuracy, choice_length, exact_match, last_number, number_in, regex_match
 
 
 def test_exact_match_ignores_white_space_around_and_nothing_else():
@@ -160,6 +160,28 @@ def test_long_texts_are_read_in_linear_time(text):
     start = time.perf_counter()
     number_in(text)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("likelihoods", "answer", "score"),
+    [
+        ([-1.0, -2.0, -3.0], 0, 1.0),
+        ([-1.0, -2.0, -3.0], 1, 0.0),
+        ([-2.0, -2.0, -2.0, -2.0], 0, 0.25),
+        ([-2.0, -2.0, -2.0, -2.0], 3, 0.25),
+        ([-2.0, -1.0, -1.0], 1, 0.5),
+        ([-2.0, -1.0, -1.0], 0, 0.0),
+        ([-40.00001, -40.0], 0, 0.5),  # the rounding of float32 sums is no preference
+        ([-40.001, -40.0], 0, 0.0),
+    ],
+)
+def test_a_tie_of_choices_is_worth_what_a_guess_among_them_is(likelihoods, answer, score):
+    assert accuracy(likelihoods, answer) == score
+
+
+@pytest.mark.parametrize(("choice", "length"), [(" sun", 3), ("sun", 3), ("\nsun", 3), ("  sun", 4), (" 太陽", 2)])
+def test_a_choice_is_as_long_as_lm_eval_says(choice, length):
+    assert choice_length(choice) == length
 
 
 def test_regex_compares_the_group_with_the_target():

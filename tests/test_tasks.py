@@ -74,9 +74,9 @@ def test_generate_items_hold_prompt_and_target_of_the_rows_asked_for(tmp_path):
     one = task(tmp_path)
     one.check()
     items = one.items("search")
-    assert [item.prompt for item in items] == [f"Q: {i} + {i}?\nA: " for i in range(2, 6)]
+    assert [item.prompt for item in items] == [f"Q: {i} + {i}?\nA:" for i in range(2, 6)]
     assert [item.target for item in items] == [f"It is {2 * i}" for i in range(2, 6)]
-    assert [item.prompt for item in one.items("holdout")] == [f"Q: {i} + {i}?\nA: " for i in range(6, 10)]
+    assert [item.prompt for item in one.items("holdout")] == [f"Q: {i} + {i}?\nA:" for i in range(6, 10)]
     assert {(item.messages, item.choices, item.answer) for item in items} == {((), (), -1)}
     assert (one.name, one.type, one.metric, one.pattern, one.chat) == ("task", "generate", "last_number", None, False)
     assert Task.higher_is_better
@@ -84,9 +84,9 @@ def test_generate_items_hold_prompt_and_target_of_the_rows_asked_for(tmp_path):
 
 def test_few_shot_examples_stand_before_each_prompt(tmp_path):
     one = task(tmp_path, GENERATE + "few_shot: {rows: [0, 2]}\n")
-    assert one.items("search")[0].prompt == "Q: 0 + 0?\nA: It is 0\n\nQ: 1 + 1?\nA: It is 2\n\nQ: 2 + 2?\nA: "
+    assert one.items("search")[0].prompt == "Q: 0 + 0?\nA: It is 0\n\nQ: 1 + 1?\nA: It is 2\n\nQ: 2 + 2?\nA:"
     two = task(tmp_path, GENERATE + 'few_shot: {rows: [0, 1], separator: "|", target: "{{ 2 * n }}!"}\n')
-    assert two.items("search")[0].prompt == "Q: 0 + 0?\nA: 0!|Q: 2 + 2?\nA: "
+    assert two.items("search")[0].prompt == "Q: 0 + 0?\nA: 0!|Q: 2 + 2?\nA:"
     two.check()
 
 
@@ -128,9 +128,21 @@ def test_choices_are_a_list_of_templates_or_one_that_gives_a_list(tmp_path, choi
     assert one.metric == "accuracy"
 
 
-def test_equal_choices_are_one_choice_so_that_a_tie_is_right(tmp_path):
-    rows = [{"question": q, "options": ["red", "red"], "label": 1} for q in ("x", "y")]
-    assert task(tmp_path, CHOICE, rows).items("search")[0].answer == 0
+@pytest.mark.parametrize(
+    ("end", "blanks"), [(" ", " "), (" \u3000\t", " \u3000\t"), ("\n", ""), (" \n ", " "), ("", "")]
+)
+def test_blanks_at_a_prompts_end_belong_to_what_follows_in_every_type(tmp_path, end, blanks):
+    rows = [{"question": q, "options": ["red", "blue"], "label": 0} for q in ("x", "y")]
+    scored = "choices: '{{ options }}'\nanswer: '{{ label }}'\n", "target: '{{ options[0] }}'\n"
+    found = []
+    for kind, right in zip(
+        ("multiple_choice", "generate", "perplexity"), (scored[0], scored[1], scored[1]), strict=True
+    ):
+        text = f"type: {kind}\ndata: rows.jsonl\nprompt: {json.dumps('{{ question }}:' + end)}\n{right}"
+        found.append(task(tmp_path, text + "splits: {search: [0, 1], holdout: [1, 2]}\n", rows).items("search")[0])
+    assert {item.prompt for item in found} == {f"x:{end.removesuffix(blanks)}"}
+    assert found[0].choices == (blanks + "red", blanks + "blue")
+    assert [item.target for item in found[1:]] == ["red", blanks + "red"]
 
 
 def test_perplexity_needs_no_prompt(tmp_path):
@@ -146,7 +158,7 @@ def test_splits_may_have_data_of_their_own(tmp_path):
     (tmp_path / "other.csv").write_text('question,answer,n\n"a, b?",7,1\n', encoding="utf-8")
     one = task(tmp_path, GENERATE.replace("[6, 10]", "{data: other.csv}"))
     one.check()
-    assert [(item.prompt, item.target) for item in one.items("holdout")] == [("Q: a, b?\nA: ", "7")]
+    assert [(item.prompt, item.target) for item in one.items("holdout")] == [("Q: a, b?\nA:", "7")]
 
 
 def test_shuffle_is_fixed_by_its_seed_and_keeps_splits_apart(tmp_path):
@@ -185,7 +197,7 @@ def test_keys_tell_items_apart_and_stay_the_same(tmp_path):
     assert len(set(keys)) == 5
     assert all(len(key) == 64 and int(key, 16) for key in keys)
     # Pinned: a change means that a run cannot go on with its record.
-    assert keys[0].startswith("c40f1f74cbe92643")
+    assert keys[0].startswith("936102b7b3d862d8")
 
 
 @pytest.mark.parametrize(
@@ -299,6 +311,7 @@ system: x
         (("{{ answer }}", "{{ answer | uper }}"), (":4: target", "No filter named 'uper'", 'did you mean "upper"')),
         (("{{ answer }}", "{% include 'x' %}"), (":4: target", "may not use include")),
         (("{{ answer }}", ""), (":4: target", "at least 1 character")),
+        (("Q: {{ question }}\\nA: ", " {{ '' }}"), (":3: prompt", "is empty")),
         (("metric", "name: a/b\nmetric"), (":5: name",)),
         (("metric", "stop: ['']\nmetric"), (":5: stop",)),
     ],
@@ -342,7 +355,12 @@ def test_an_answer_with_two_meanings_is_refused(tmp_path, label):
 
 @pytest.mark.parametrize(
     ("options", "key_words"),
-    [(["red", " "], "choice 1 is empty"), (["red"], "two or more"), ([["a"], "b"], "expected texts")],
+    [
+        (["red", " "], "choice 1 is empty"),
+        (["red"], "two or more"),
+        ([["a"], "b"], "expected texts"),
+        (["red", "blue", " red"], "row 0 (from 0) of rows.jsonl: choices 0 and 2 are both 'red'"),
+    ],
 )
 def test_choices_that_cannot_be_chosen_from_are_refused(tmp_path, options, key_words):
     rows = [{"question": q, "options": options, "label": 0} for q in ("x", "y")]

@@ -68,7 +68,8 @@ def encode(task: Task, items: Sequence[Item], tokenizer: Any, max_positions: int
     for index, item in enumerate(items):
         for choice, continuation in enumerate(_continuations(task, item)):
             prompt, target = _split(task, item, continuation, tokenizer)
-            place = f"{task.path}: item {index} ({(item.prompt or item.messages[-1]['content'])[:60]!r})"
+            asked = item.messages[-1]["content"] if item.messages else item.prompt or item.target
+            place = f"{task.path}: item {index} ({asked[:60]!r})"
             if not prompt:
                 raise TaskError([f"{place} has an empty prompt, and the tokenizer adds no first token to it"])
             if task.type != "generate" and not target:
@@ -109,17 +110,15 @@ def _continuations(task: Task, item: Item) -> tuple[str, ...]:
 def _split(task: Task, item: Item, continuation: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the token ids of the prompt and of its continuation.
 
-    Both are tokenized as one text, since a tokenizer may join a space to the word behind it; white space at the
-    prompt's end belongs to the continuation for the same reason.
+    Both are tokenized as one text, since a tokenizer may join a space to the word behind it.
     """
     prompt = item.prompt
     if task.chat:
         prompt = tokenizer.apply_chat_template(list(item.messages), tokenize=False, add_generation_prompt=True)
     if not continuation:
         return tuple(tokenizer(prompt, add_special_tokens=not task.chat)["input_ids"]), ()
-    bare = prompt.rstrip() if not task.chat else prompt
     whole = tokenizer(prompt + continuation, add_special_tokens=not task.chat)["input_ids"]
-    head = tokenizer(bare, add_special_tokens=not task.chat)["input_ids"]
+    head = tokenizer(prompt, add_special_tokens=not task.chat)["input_ids"]
     # A tokenizer that ends every text with a special token would put it between the two.
     ending = getattr(tokenizer, "eos_token_id", None)
     if head and whole and head[-1] == whole[-1] == ending:

@@ -15,6 +15,7 @@ from evomerge.build import LiveModel, Plan, Sources, chat_template, into_model
 from evomerge.errors import CheckpointError
 from evomerge.evaluator.encoding import Encoded, encode
 from evomerge.evaluator.scoring import Runner
+from evomerge.metrics import accuracy, choice_length
 from evomerge.tasks import Task
 
 Split = Literal["search", "holdout"]
@@ -25,8 +26,8 @@ class Score:
     """What a model scored, item by item; higher is better.
 
     Attributes:
-        items: for each task by name, one number an item, in the split's order: 0 or 1 for accuracies, the
-            negative of what is measured for perplexity tasks.
+        items: for each task by name, one number an item, in the split's order: 0 or 1 for accuracies (1/k for
+            a tie of k choices), the negative of what is measured for perplexity tasks.
         completions: for each `generate` task by name, what the model wrote, parallel to its items.
         seconds: for `build` (weights written in place) and `evaluate` (the tasks run).
     """
@@ -147,12 +148,9 @@ class Evaluator:
             )
         by_item: list[list[float]] = [[] for _ in encoded.items]
         for row, likelihood in zip(encoded.rows, likelihoods, strict=True):
-            size = len(encoded.items[row.item].choices[row.choice].encode())
-            by_item[row.item].append(likelihood / max(size, 1) if task.metric == "accuracy_norm" else likelihood)
-        return tuple(
-            float(max(range(len(values)), key=values.__getitem__) == item.answer)
-            for item, values in zip(encoded.items, by_item, strict=True)
-        )
+            size = choice_length(encoded.items[row.item].choices[row.choice])
+            by_item[row.item].append(likelihood / size if task.metric == "accuracy_norm" else likelihood)
+        return tuple(accuracy(values, item.answer) for item, values in zip(encoded.items, by_item, strict=True))
 
 
 def load_tokenizer(plan: Plan) -> Any:

@@ -87,7 +87,7 @@ class Renderer:
         """
         prompt = _text(self._prompt, row, ("prompt",))
         system = _text(self._system, row, ("system",))
-        if not prompt and self.spec.type != "perplexity":
+        if not prompt.strip() and self.spec.type != "perplexity":
             raise RowFault(("prompt",), "is empty")
         if isinstance(self.spec, ChoiceSpec):
             choices = self._choices_of(row)
@@ -121,6 +121,12 @@ class Renderer:
                 raise RowFault(("choices",), f"choice {i} is empty")
         if len(texts) < 2:
             raise RowFault(("choices",), f"expected two or more, found {_short(texts)}")
+        stripped = [text.strip() for text in texts]
+        for i, text in enumerate(stripped):
+            if (first := stripped.index(text)) < i:
+                raise RowFault(
+                    ("choices",), f"choices {first} and {i} are both {_short(text)}; make them differ, or leave it out"
+                )
         return tuple(texts)
 
 
@@ -148,13 +154,12 @@ def _answer(template: Template, row: Mapping[str, Any], choices: tuple[str, ...]
             f"is {_short(value)}; expected an index from 0 to {count - 1}, a letter from A to "
             f"{chr(ord('A') + min(count, 26) - 1)}, or one of the choices {_short(list(choices))}",
         )
-    if len({choices[index] for index in meanings.values()}) > 1:
+    if len(set(meanings.values())) > 1:
         readings = " and ".join(f"{meaning} {index}" for meaning, index in meanings.items())
         raise RowFault(
             ("answer",), f"{_short(value)} is {readings}; make it a number, with | int or choices.index(...)"
         )
-    # Of equal choices the first, which is the one that a tie goes to.
-    return choices.index(choices[next(iter(meanings.values()))])
+    return next(iter(meanings.values()))
 
 
 def _text(template: Template, row: Mapping[str, Any], location: Location) -> str:

@@ -22,6 +22,13 @@ TaskType = Literal["generate", "multiple_choice", "perplexity"]
 Split = Literal["search", "holdout"]
 SPLITS: tuple[Split, Split] = ("search", "holdout")
 
+_RULES = 2
+"""Part of every fingerprint; raised where the same items and settings come to be scored in another way."""
+
+_BLANKS = " \t\u00a0\u3000"
+"""What a tokenizer may join to the word behind it. A prompt that ends in them would end in a token that the model
+hardly ever saw there, so in every type of task they begin the continuation; a line's end stays the prompt's."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -29,7 +36,8 @@ class Item:
 
     Attributes:
         key: a hash of everything below, in hex; the same in every run. Two equal rows have the same key.
-        prompt: the text to continue, with its few-shot examples; "" where it is a chat.
+        prompt: the text to continue, with its few-shot examples; "" where it is a chat. Blanks at its end are
+            not here: `choices` and perplexity's `target` begin with them, a completion is to.
         messages: the turns of the chat, each with ``role`` and ``content``: system, few-shot turns, user; ()
             where it is none.
         target: what is right; "" for multiple choice.
@@ -59,8 +67,8 @@ class Task:
         max_new_tokens: where a completion ends at the latest; 0 where nothing is generated.
         stop: texts that end a completion.
         metric: ``exact_match``, ``last_number``, ``regex``; ``accuracy``, ``accuracy_norm`` (log-likelihood
-            divided by the choice's bytes); ``nll_per_token`` (nats), ``bits_per_byte`` (of the target in
-            UTF-8).
+            divided by the choice's characters, see `metrics.choice_length`); ``nll_per_token`` (nats),
+            ``bits_per_byte`` (of the target in UTF-8).
         pattern: the regular expression of the metric ``regex``, else None.
         path: the task file.
     """
@@ -170,7 +178,7 @@ class Task:
         Raises:
             TaskError: as `items`.
         """
-        settings = [self.type, self.metric, self.pattern, self.chat, self.max_new_tokens, list(self.stop)]
+        settings = [_RULES, self.type, self.metric, self.pattern, self.chat, self.max_new_tokens, list(self.stop)]
         return _hash([settings, [item.key for item in self.items(split)]])
 
     @cached_property
@@ -271,7 +279,7 @@ class Task:
         )
 
     def _item(self, example: Example, shots: Sequence[Example]) -> Item:
-        prompt, messages = "", []
+        prompt, blanks, messages = "", "", []
         if self.chat:
             if example.system:
                 messages.append({"role": "system", "content": example.system})
@@ -281,10 +289,15 @@ class Task:
             messages.append({"role": "user", "content": example.prompt})
         else:
             separator = self._spec.few_shot.separator if self._spec.few_shot else ""
-            prompt = separator.join([*(shot.prompt + shot.target for shot in shots), example.prompt])
+            whole = separator.join([*(shot.prompt + shot.target for shot in shots), example.prompt])
+            prompt = whole.rstrip(_BLANKS)
+            blanks = whole[len(prompt) :]
         target = "" if example.choices else example.target
-        key = _hash([self.type, prompt, messages, target, example.choices, example.answer])
-        return Item(key, prompt, tuple(messages), target, example.choices, example.answer)
+        if self.type == "perplexity":
+            target = blanks + target
+        choices = tuple(blanks + choice for choice in example.choices)
+        key = _hash([self.type, prompt, messages, target, choices, example.answer])
+        return Item(key, prompt, tuple(messages), target, choices, example.answer)
 
 
 def _hash(value: Any) -> str:

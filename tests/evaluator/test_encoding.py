@@ -32,6 +32,15 @@ def test_prompt_and_target_are_the_whole_text(tmp_path: Path):
         assert tokenizer.decode(row.target) == " yes"
 
 
+def test_text_without_a_prompt_has_a_target_alone(tmp_path: Path):
+    made = task(tmp_path, 'type: perplexity\ntarget: "{{ a }}"\n')
+    made.path.write_text(made.path.read_text().replace('prompt: "{{ q }}"\n', ""))
+    with pytest.raises(
+        TaskError, match=r"item 0 \(' yes'\) has an empty prompt, and the tokenizer adds no first token"
+    ):
+        encoded(Task.load(made.path))
+
+
 def test_choices_are_rows_of_their_item(tmp_path: Path):
     made = task(tmp_path, 'type: multiple_choice\nchoices: [" no", " yes"]\nanswer: "1"\nmetric: accuracy\n')
     tokenizer, found = encoded(made)
