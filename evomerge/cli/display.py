@@ -155,7 +155,7 @@ class SearchDisplay:
 
 def conclusion_table(conclusion: Conclusion) -> Table:
     """Returns the table at the end of a search: every model's search score, holdout score and interval."""
-    table = Table(title="Higher is better. Intervals: 95% bootstrap, paired by item.", title_justify="left")
+    table = Table(title="Higher is better. Intervals: 95%.", title_justify="left")
     table.add_column("model", overflow="fold")
     table.add_column("search", justify="right")
     table.add_column("holdout", justify="right")

@@ -10,8 +10,7 @@ from evomerge.build import Sources, compute_device, open_models, open_recipe, pl
 from evomerge.errors import TaskError
 from evomerge.evaluator import Evaluator
 from evomerge.recipe import Recipe
-from evomerge.study import Objective
-from evomerge.study.intervals import interval, resampled_objectives
+from evomerge.study import interval
 from evomerge.tasks import Task
 
 
@@ -49,8 +48,7 @@ def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: 
     for split in splits:
         score = evaluator.score(made, split)
         for name, items in score.items.items():
-            samples = resampled_objectives([{name: items}], Objective({name: 1.0}, None), seed=0)
-            low, high = interval(samples[0])
+            low, high = interval(score.items, {name: 1.0})
             row = {"task": name, "split": split, "score": score.means[name], "interval": [low, high], "items": items}
             if name in score.completions:
                 row["completions"] = score.completions[name]

@@ -1,6 +1,7 @@
 """Searches: checked before they begin, on record as they go, concluded on the holdout."""
 
 from evomerge.study.conclusion import Conclusion, Standing, conclude
+from evomerge.study.intervals import interval
 from evomerge.study.preparation import Preparation, prepare
 from evomerge.study.record import Outcome, Record, Trial
 from evomerge.study.study import Objective, Observer, Study
@@ -16,5 +17,6 @@ __all__ = [
     "Study",
     "Trial",
     "conclude",
+    "interval",
     "prepare",
 ]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
-from evomerge.study.intervals import interval, resampled_objectives
+from evomerge.study.intervals import difference_interval, interval
 from evomerge.study.record import Outcome, Trial, write_atomically
 from evomerge.study.study import Study
 
@@ -20,6 +18,9 @@ FINALISTS = 5
 would be the highest of five draws, and no longer honest."""
 
 RESULT = "result.json"
+
+MEAN = "mean"
+"""What the parents' plain mean is called among the models' names."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Standing:
         name: a model's name, ``mean``, or ``trial N``.
         search: the objective on the search split; None where it failed.
         holdout: the objective on the holdout split; None where it failed.
-        interval: its 95% bootstrap interval, paired by item with all others'.
+        interval: the holdout's 95% interval.
         tasks: the holdout's mean of each task.
         error: why it failed, where it did.
     """
@@ -53,9 +54,9 @@ class Conclusion:
         mean: the parents' plain mean, where they have one.
         finalists: the best merges by search score, the winner first.
         recipe: the winner's.
-        best_parent: the parent with the highest holdout score; None where all failed.
-        difference: the winner's holdout score less the best parent's.
-        difference_interval: its 95% bootstrap interval.
+        difference: the winner's holdout score less that of `rival`.
+        difference_interval: its 95% interval, paired by item: the lowest of either end over all competitors, as the
+            best of them on these items may not be the best of all.
         evaluations: candidates on record.
         failures: those of them that could not be scored.
         seconds: spent on ``build``, ``evaluate`` and ``other`` in all search evaluations.
@@ -66,7 +67,6 @@ class Conclusion:
     mean: Standing | None
     finalists: Sequence[Standing]
     recipe: Recipe
-    best_parent: Standing | None
     difference: float | None
     difference_interval: tuple[float, float] | None
     evaluations: int
@@ -79,27 +79,45 @@ class Conclusion:
         return self.finalists[0]
 
     @property
+    def competitors(self) -> list[Standing]:
+        """All that were scored on the holdout and are to be beaten: the parents, the base, and the parents' mean."""
+        others = [*self.parents, *filter(None, (self.base, self.mean))]
+        return [other for other in others if other.holdout is not None and other.name != self.winner.name]
+
+    @property
+    def rival(self) -> Standing | None:
+        """The competitor with the highest holdout score; None where all failed."""
+        return max(self.competitors, key=lambda other: other.holdout or 0.0, default=None)
+
+    @property
     def beaten(self) -> bool:
-        """Whether the winner beats every parent on the holdout, beyond the doubt of its paired interval."""
-        return self.difference_interval is not None and self.difference_interval[0] > 0
+        """Whether the winner beats every competitor on the holdout, beyond the doubt of its paired interval."""
+        searched = self.winner.name != MEAN  # The plain mean needs no search, and does not beat itself.
+        return searched and self.difference_interval is not None and self.difference_interval[0] > 0
 
     @property
     def apart(self) -> bool:
-        """Whether the winner's interval lies wholly above every parent's."""
+        """Whether the winner's interval lies wholly above every competitor's."""
         own = self.winner.interval
-        others = [parent.interval for parent in self.parents if parent.interval]
-        return own is not None and all(own[0] > other[1] for other in others)
+        return own is not None and all(own[0] > other.interval[1] for other in self.competitors if other.interval)
 
     @property
     def verdict(self) -> str:
         """One plain sentence: beaten, or not."""
-        if self.winner.holdout is None or self.best_parent is None or self.difference_interval is None:
-            return "Undecided: the winner or all parents could not be scored on the holdout."
+        rival = self.rival
+        if rival is None or self.difference is None or self.difference_interval is None:
+            return "Undecided: the winner, or every model to compare it with, could not be scored on the holdout."
         low, high = self.difference_interval
-        gap = f"{self.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
+        name = "the mean of the parents" if rival.name == MEAN else rival.name
+        best = f"the best of its competitors, {name}, on the holdout"
+        gap = f"({self.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f})"
+        failed = [other.name for other in (*self.parents, self.base, self.mean) if other and other.holdout is None]
+        rest = f" Not scored: {', '.join(failed)}." if failed else ""
         if self.beaten:
-            return f"Beaten: the winner scores above the best parent, {self.best_parent.name}, on the holdout ({gap})."
-        return f"Not beaten: the winner is not surely above the best parent, {self.best_parent.name} ({gap})."
+            return f"Beaten: the winner scores above {best} {gap}.{rest}"
+        if self.winner.name == MEAN:
+            return f"Not beaten: the winner is the mean of the parents; compared with {best}: {gap}.{rest}"
+        return f"Not beaten: the winner does not score significantly above {best} {gap}.{rest}"
 
     def as_data(self) -> dict[str, Any]:
         """Returns the conclusion as plain data, as result.json holds it."""
@@ -112,7 +130,7 @@ class Conclusion:
             "winner": {"recipe": self.recipe.as_data(), **_standing(self.winner, "trial")},
             "finalists": [_standing(finalist, "trial") for finalist in self.finalists],
             "difference": {
-                "to": self.best_parent.name if self.best_parent else None,
+                "to": self.rival.name if self.rival else None,
                 "holdout": self.difference,
                 "holdout_ci": list(self.difference_interval) if self.difference_interval else None,
             },
@@ -171,51 +189,46 @@ def _concluded(
     searched: Mapping[str, float | None],
 ) -> Conclusion:
     preparation = study.preparation
-    scored = {name: outcome.items for name, outcome in outcomes.items() if outcome.items is not None}
-    samples = dict(
-        zip(
-            scored,
-            resampled_objectives(list(scored.values()), study.objective, preparation.settings.seed),
-            strict=True,
-        )
-        if scored
-        else ()
-    )
+    weights = study.objective.slopes
 
     def standing(name: str) -> Standing:
         outcome = outcomes[name]
-        bounds = interval(samples[name]) if name in samples else None
-        tasks = outcome.means or {}
-        return Standing(name, searched[name], study.value(outcome), bounds, tasks, outcome.error)
+        value = study.value(outcome)
+        bounds = None
+        if outcome.items is not None and value is not None:
+            # The objective is the weighted sum, but for a constant where tasks are normalized.
+            shift = value - sum(weight * (outcome.means or {})[task] for task, weight in weights.items())
+            low, high = interval(outcome.items, weights)
+            bounds = (min(low + shift, value), max(high + shift, value))
+        return Standing(name, searched[name], value, bounds, outcome.means or {}, outcome.error)
 
-    parents = [standing(name) for name in preparation.parents]
-    winner = standing(_name(finalists[0]))
-    best_parent = max(
-        (parent for parent in parents if parent.holdout is not None),
-        key=lambda parent: parent.holdout or 0.0,
-        default=None,
-    )
-    difference = difference_interval = None
-    if best_parent is not None and winner.holdout is not None:
-        difference = winner.holdout - (best_parent.holdout or 0.0)
-        # Against every parent on each resample: the best one on these items may not be the best one there.
-        best = np.max([samples[parent.name] for parent in parents if parent.name in samples], axis=0)
-        difference_interval = interval(samples[winner.name] - best)
     candidates = [trial for trial in study.record.trials if trial.kind == "candidate"]
     spent = [trial.outcome for trial in study.record.trials] + list(study.baselines.values())
     mean = _mean(study)
-    return Conclusion(
-        parents=parents,
+    found = Conclusion(
+        parents=[standing(name) for name in preparation.parents],
         base=standing(preparation.base) if preparation.base else None,
         mean=standing(_name(mean[0])) if mean and mean[0].objective is not None else None,
         finalists=[standing(_name(trial)) for trial in finalists],
         recipe=Recipe.parse(finalists[0].recipe),
-        best_parent=best_parent,
-        difference=difference,
-        difference_interval=difference_interval,
+        difference=None,
+        difference_interval=None,
         evaluations=len(candidates),
         failures=sum(trial.objective is None for trial in candidates),
         seconds={part: sum(o.seconds[part] for o in spent) for part in ("build", "evaluate", "other")},
+    )
+    own, rival = outcomes[found.winner.name].items, found.rival
+    if own is None or rival is None:
+        return found
+    gaps = [
+        difference_interval(own, items, weights)
+        for items in (outcomes[other.name].items for other in found.competitors)
+        if items is not None
+    ]
+    return replace(
+        found,
+        difference=(found.winner.holdout or 0.0) - (rival.holdout or 0.0),
+        difference_interval=(min(low for low, _ in gaps), min(high for _, high in gaps)),
     )
 
 
@@ -224,4 +237,4 @@ def _mean(study: Study) -> list[Trial]:
 
 
 def _name(trial: Trial) -> str:
-    return "mean" if trial.kind == "mean" else f"trial {trial.number}"
+    return MEAN if trial.kind == "mean" else f"trial {trial.number}"

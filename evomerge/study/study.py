@@ -77,6 +77,14 @@ class Objective:
         found: Number = total / sum(self.weights.values())
         return found
 
+    @property
+    def slopes(self) -> dict[str, float]:
+        """By how much the objective rises with each task's mean."""
+        ranges = self.ranges or {}
+        whole = sum(self.weights.values())
+        widths = {name: high - low or 1.0 for name, (low, high) in ranges.items()}
+        return {name: weight / whole / widths.get(name, 1.0) for name, weight in self.weights.items()}
+
 
 class Study:
     """One search in one folder; starting it again goes on.

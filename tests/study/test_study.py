@@ -107,6 +107,12 @@ def test_the_result_says_all_and_the_best_recipe_is_the_winner(case: Path, whole
         low, high = entry["holdout_ci"]
         assert low <= entry["holdout"] <= high
         assert isinstance(entry["search"], float)
+    # The base is better than both parents and all merges of this case: the parents alone would be beaten.
+    best = max([*result["parents"], result["base"], result["mean"]], key=lambda entry: entry["holdout"])
+    assert result["difference"]["to"] == best["model"] == str(case.parent / "base")
+    assert result["difference"]["holdout"] == result["winner"]["holdout"] - best["holdout"] < 0
+    assert all(result["winner"]["holdout"] > parent["holdout"] for parent in result["parents"])
+    assert not result["beaten"]
     assert len(result["finalists"]) == 5
     scores = [finalist["search"] for finalist in result["finalists"]]
     assert scores == sorted(scores, reverse=True)
