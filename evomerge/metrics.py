@@ -22,6 +22,11 @@ import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 
+import regex
+
+PATTERN_SECONDS = 1.0
+"""How long a pattern may search one completion; an ordinary one takes microseconds."""
+
 _CURRENCY = "$€£¥￥₹₩฿₽₫₺\\"
 """Currency signs, and the backslash that LaTeX puts before a dollar."""
 
@@ -95,9 +100,12 @@ def regex_match(completion: str, target: str, pattern: str) -> float:
         target: what is right.
         pattern: a regular expression with at most one group, such as ``answer is (\S+)``. To take the last
             match, begin it with ``(?s:.*)``.
+
+    Raises:
+        TimeoutError: the search takes longer than `PATTERN_SECONDS`: the pattern backtracks.
     """
-    match = re.search(pattern, completion)
-    found = match[match.re.groups and 1] if match else None
+    match = regex.search(pattern, completion, timeout=PATTERN_SECONDS)
+    found: str | None = match[match.re.groups and 1] if match else None
     if found is None:
         return 0.0
     number, right = _whole_number(found), _whole_number(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.errors import TaskError
+from evomerge.errors import EvaluationError, TaskError
 from evomerge.tasks import Task
 from evomerge.tasks.data import read_rows, shuffled
 from evomerge.tasks.templates import Template, TemplateError
@@ -188,6 +189,21 @@ def test_completions_end_at_the_first_stop_and_are_scored_by_the_metric(tmp_path
     assert pattern.score_completion(item, "I say: It is 4!") == 1.0
 
 
+@pytest.mark.parametrize("pattern", ["(a|aa)+$", "(?:(?:a{1,100}){1,100}){1,100}b"])
+def test_a_pattern_that_backtracks_is_a_fault_with_its_line_and_the_item(tmp_path, pattern):
+    one = task(tmp_path, GENERATE.replace("last_number", f"{{regex: '{pattern}'}}"))
+    with pytest.raises(EvaluationError) as error:
+        one.score_completion(one.items("search")[1], "a" * 300 + "!")
+    for words in (
+        "task.yaml:5: metric.regex: the pattern",
+        pattern,
+        "more than 1 s",
+        r"'Q: 3 + 3?\nA:'",
+        "write it so",
+    ):
+        assert words in str(error.value)
+
+
 def test_keys_tell_items_apart_and_stay_the_same(tmp_path):
     rows = [*ROWS[:2], ROWS[1], *ROWS[3:]]
     text = GENERATE.replace("[2, 6]", "[0, 6]")
@@ -306,6 +322,7 @@ system: x
         (("rows.jsonl", "{pth: rows.jsonl}"), ('unknown key "pth"', 'did you mean "path"')),
         (("last_number", "{regex: '(a'}"), (":5: metric", "not a regular expression", "position 0")),
         (("last_number", "{regex: '(a)(b)'}"), (":5: metric", "2 groups")),
+        (("last_number", "{regex: '(?R)'}"), (":5: metric", "not a regular expression")),
         (("last_number", "{regx: 'a'}"), ('unknown key "regx"', 'did you mean "regex"')),
         (("last_number", "accuracy"), ('unknown metric "accuracy"', "exact_match")),
         (("{{ answer }}", "{{ answer | uper }}"), (":4: target", "No filter named 'uper'", 'did you mean "upper"')),
@@ -498,6 +515,23 @@ def test_a_missing_data_file_is_told_with_the_line_that_names_it(tmp_path):
     assert len(found) == 1
     for word in ("task.yaml:8: splits.holdout.data", "gone.csv", "No such file"):
         assert word in found[0]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_data_that_is_no_regular_file_is_refused_at_once(tmp_path, name, make):
+    make(tmp_path / name)
+    found = faults(tmp_path, GENERATE.replace("[6, 10]", f"{{data: {name}}}"))
+    assert len(found) == 1
+    for word in ("task.yaml:8: splits.holdout.data", name, "expected a regular file"):
+        assert word in found[0]
+
+
+@pytest.mark.parametrize("name", ["x\\0.jsonl", "x" * 5000 + ".jsonl"])
+def test_a_path_that_cannot_be_is_told_with_its_line(tmp_path, name):
+    found = one_fault(tmp_path, GENERATE.replace("[6, 10]", f'{{data: "{name}"}}'))
+    assert "task.yaml:8: splits.holdout.data" in found
+    assert "cannot be read" in found
 
 
 def test_all_formats_give_the_same_rows(tmp_path):

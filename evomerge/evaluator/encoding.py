@@ -68,8 +68,7 @@ def encode(task: Task, items: Sequence[Item], tokenizer: Any, max_positions: int
     for index, item in enumerate(items):
         for choice, continuation in enumerate(_continuations(task, item)):
             prompt, target = _split(task, item, continuation, tokenizer)
-            asked = item.messages[-1]["content"] if item.messages else item.prompt or item.target
-            place = f"{task.path}: item {index} ({asked[:60]!r})"
+            place = f"{task.path}: item {index} ({item})"
             if not prompt:
                 raise TaskError([f"{place} has an empty prompt, and the tokenizer adds no first token to it"])
             if task.type != "generate" and not target:

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     suffix = path.suffix.lower()
     reader = _Reader(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            # Reading a pipe or a device may never end.
+            raise TaskError(
+                [f"{path}: expected a regular file, found a folder, pipe or device; save the data as a file"]
+            )
         if suffix == ".parquet":
             rows = reader.parquet()
         elif suffix == ".json":
@@ -58,8 +64,8 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
             rows = reader.jsonl()
         else:
             rows = reader.table("\t" if suffix == ".tsv" else ",", columns)
-    except OSError as fault:
-        raise TaskError([f"{path}: cannot be read: {fault.strerror or fault}"]) from None
+    except (OSError, ValueError) as fault:  # ValueError: the path holds a null character or half a character
+        raise TaskError([f"{path}: cannot be read: {getattr(fault, 'strerror', None) or fault}"]) from None
     reader.finish()
     return rows
 

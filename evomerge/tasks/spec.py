@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
+import regex
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -40,7 +41,8 @@ def _template(text: str) -> str:
 def _pattern(text: str) -> str:
     try:
         groups = re.compile(text).groups
-    except (re.error, RecursionError, OverflowError) as fault:
+        regex.compile(text)  # which searches, with a bound on its time; its own extensions are no part of a task
+    except (re.error, regex.error, RecursionError, OverflowError) as fault:
         raise ValueError(f"not a regular expression: {fault}") from None
     if groups > 1:
         raise ValueError(f"{groups} groups; one group holds the answer, write (?:...) for the others")

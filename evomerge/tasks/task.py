@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from evomerge import document, metrics
 from evomerge.document import Location, Source
-from evomerge.errors import TaskError
+from evomerge.errors import EvaluationError, TaskError
 from evomerge.tasks import data as data_files
 from evomerge.tasks.examples import Example, Renderer, RowFault
 from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, RegexSpec, SplitSpec, read_spec
@@ -51,6 +51,11 @@ class Item:
     target: str
     choices: tuple[str, ...]
     answer: int
+
+    def __str__(self) -> str:
+        """Returns what messages call it: the end of its question, where few-shot examples do not stand."""
+        asked = (self.messages[-1]["content"] if self.messages else self.prompt) or self.target
+        return repr(asked if len(asked) <= 60 else f"...{asked[-57:]}")
 
 
 @dataclass(frozen=True)
@@ -160,13 +165,22 @@ class Task:
 
         Raises:
             TaskError: where the task is not of type ``generate``.
+            EvaluationError: where the metric's pattern takes too long on this completion.
         """
         if self.type != "generate":
             raise TaskError([f"{self.path}: a {self.type} task scores log-likelihoods, not completions"])
         for stop in self.stop:
             completion = completion.partition(stop)[0]
         if self.pattern is not None:
-            return metrics.regex_match(completion, item.target, self.pattern)
+            try:
+                return metrics.regex_match(completion, item.target, self.pattern)
+            except TimeoutError:
+                fault = (
+                    f"the pattern {self.pattern!r} searches for more than {metrics.PATTERN_SECONDS:g} s in what the"
+                    f" model wrote for the item {item}; write it so that a text can match it in one way only: no"
+                    " repetition inside a repetition, such as (a+)+"
+                )
+                raise EvaluationError(self._source.fault(("metric", "regex"), fault)) from None
         compare = metrics.last_number if self.metric == "last_number" else metrics.exact_match
         return compare(completion, item.target)
 
