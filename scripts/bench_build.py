@@ -100,9 +100,9 @@ class Ours:
     def __init__(self, method: str, models: list[str]) -> None:
         self.method, self.models = method, models
         made = self._plan(0)
-        self.sources = Sources(made.checkpoints, "memory", torch.device("cpu"))
+        self.sources = Sources(made.layout.checkpoints, "memory", torch.device("cpu"))
         self.sources.load()
-        self.result = {info.name: torch.zeros(info.shape, dtype=info.dtype) for info in made.layout}
+        self.result = {info.name: torch.zeros(info.shape, dtype=info.dtype) for info in made.layout.tensors}
         self.first = self.build(0)
 
     def _plan(self, step: int) -> Plan:
@@ -119,7 +119,7 @@ class Ours:
         made = self._plan(0)
 
         def copied(name: str) -> None:
-            (job,) = (job for job in made.jobs if job.info.name == name)
+            (job,) = (job for job in made.layout.jobs if job.info.name == name)
             operands = self.sources.operands(job)
             base = [] if operands.base is None else [operands.base]
             target = self.result[name].view(-1)

@@ -219,7 +219,7 @@ def compare_folders(ours: Path, theirs: Path, layout: bool, plan: Plan, result: 
     # mergekit numbers the tokens of a union anew in every run.
     union = "union" in (plan.recipe.tokenizer_source, plan.recipe.tokenizer and plan.recipe.tokenizer.source)
     other = renumbered(ours, theirs, other) if union else other
-    jobs = [] if layout else [job for job in plan.jobs if _is_random(plan.method.name, job)]
+    jobs = [] if layout else [job for job in plan.layout.jobs if _is_random(plan, job)]
     tested = {job.info.name for job in jobs if job.info.name in mine.keys() & other.keys()}
     comparison = compare_tensors(
         {name: tensor for name, tensor in mine.items() if name not in tested},
@@ -244,22 +244,23 @@ def test_random(
         theirs: mergekit's.
         comparison: takes what is found.
     """
-    method, notes = plan.method.name, []
+    method, notes = plan.layout.method.name, []
     farthest, sigmas, apart, near, elements = 0.0, 0.0, 0, 0, 0
     for job in jobs:
         name = job.info.name
         if ours[name].dtype != theirs[name].dtype:
             text = f"{name}: dtype {ours[name].dtype}, mergekit {theirs[name].dtype}"
             comparison.findings.append(Finding("tensors", name, text))
-        inputs = [plan.checkpoints[model].read(tensor).float() for model, tensor in job.inputs]
+        inputs = [plan.layout.checkpoints[model].read(tensor).float() for model, tensor in job.inputs]
         assert job.base is not None
-        assert job.parameters is not None
-        base = plan.checkpoints[job.base[0]].read(job.base[1]).float()
+        parameters = plan.parameters(job)
+        assert parameters is not None
+        base = plan.layout.checkpoints[job.base[0]].read(job.base[1]).float()
         for program, merged in (("evomerge", ours[name]), ("mergekit", theirs[name])):
             if method == "arcee_fusion":
                 faults, undecided = fusion_faults(merged, base, inputs[0])
             else:
-                case = Masked.of(method, base, inputs, job.parameters.shared, job.parameters.models)
+                case = Masked.of(method, base, inputs, parameters.shared, parameters.models)
                 verdict = examine(merged, base, case)
                 faults = verdict.faults
                 farthest, sigmas = max(farthest, verdict.farthest), max(sigmas, verdict.sigmas)
@@ -289,13 +290,14 @@ def layouts_differ(ours: Path, theirs: Path) -> bool:
     return mine != other
 
 
-def _is_random(method: str, job: Job) -> bool:
+def _is_random(plan: Plan, job: Job) -> bool:
     """Whether two programs may well differ in this tensor."""
-    if job.parameters is None or job.base is None:
+    method, parameters = plan.layout.method.name, plan.parameters(job)
+    if parameters is None or job.base is None:
         return False
     if method == "arcee_fusion":
         return True
-    return method in CONSENSUS and any(0 < own["density"] < 1 for own in job.parameters.models)
+    return method in CONSENSUS and any(0 < own["density"] < 1 for own in parameters.models)
 
 
 def shown(result: Result, verbose: bool) -> list[str]:

@@ -60,7 +60,7 @@ def loaded(made: Plan, folder: Path, kind: str) -> nn.Module:
 def live(made: Plan) -> nn.Module:
     """The plan's model, filled in place."""
     resident = LiveModel(made, "cpu")
-    into_model(made, resident, Sources(made.checkpoints, "disk", torch.device("cpu"), reused=False))
+    into_model(made, resident, Sources(made.layout.checkpoints, "disk", torch.device("cpu"), reused=False))
     return resident.model
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evomerge.architecture import Architecture, LanguagePart
-from evomerge.build.plan import Job, Plan
+from evomerge.build.plan import Job, Layout
 from evomerge.checkpoint import Checkpoint, CheckpointView, TensorInfo
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe
@@ -98,31 +98,31 @@ def language_parts(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str
     return seen
 
 
-def completed(plan: Plan) -> Plan:
-    """Returns the plan of the whole model, from that of its language part.
+def completed(layout: Layout, recipe: Recipe) -> Layout:
+    """Returns the layout of the whole model, from that of its language part.
 
     Raises:
         RecipeError: the language models lack a tensor that the whole model's language part has.
     """
-    name = _whole_name(plan.recipe)
-    view, rest = plan.checkpoints[name], plan.checkpoints[_rest(name)]
+    name = _whole_name(recipe)
+    view, rest = layout.checkpoints[name], layout.checkpoints[_rest(name)]
     assert isinstance(rest, CheckpointView)
     whole = rest.inner
     part = LanguagePart.of(whole.config, whole.tensors)
     architecture = Architecture.of(view.config, view.tensors)
-    made = {job.info.name for job in plan.jobs} | architecture.tied
+    made = {job.info.name for job in layout.jobs} | architecture.tied
     lacking = [tensor for tensor in view.tensors if architecture.layer_of(tensor) is None and tensor not in made]
     if lacking:
         message = (
             f"the language models lack {', '.join(lacking[:3])}, which {name} has; merge models of one architecture"
         )
-        raise RecipeError([plan.recipe.fault(("component", "language_of"), message)])
+        raise RecipeError([recipe.fault(("component", "language_of"), message)])
     beside = tuple(Job(info, ((_rest(name), tensor),), None, None) for tensor, info in rest.tensors.items())
-    config = part.within(whole.config, plan.config)
-    stored = plan.recipe.out_dtype or plan.recipe.dtype
+    config = part.within(whole.config, layout.config)
+    stored = recipe.out_dtype or recipe.dtype
     if stored:
         config = {**{key: value for key, value in config.items() if key != "torch_dtype"}, "dtype": stored}
-    return dataclasses.replace(plan, donor=whole, config=config, jobs=plan.jobs + beside)
+    return dataclasses.replace(layout, donor=whole, config=config, jobs=layout.jobs + beside)
 
 
 def advice(recipe: Recipe, *models: Checkpoint) -> str:

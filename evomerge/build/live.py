@@ -86,8 +86,8 @@ class LiveModel:
     """
 
     def __init__(self, plan: Plan, device: str) -> None:
-        self.model = empty_model(plan.config, compute_dtype(plan.dtype, compute_device(device)), device)
-        self.places = places(self.model, plan.layout, plan.donor.reference)
+        self.model = empty_model(plan.layout.config, compute_dtype(plan.layout.dtype, compute_device(device)), device)
+        self.places = places(self.model, plan.layout.tensors, plan.layout.donor.reference)
 
 
 def _auto_class(config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from evomerge.build.component import language_parts
 from evomerge.build.heads import with_own_heads
+from evomerge.build.parts import checked_method
 from evomerge.build.plan import Plan
-from evomerge.build.planner import checked_method, plan
+from evomerge.build.planner import plan
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError, EvomergeError, RecipeError
 from evomerge.recipe import Recipe

@@ -1,4 +1,4 @@
-"""`Plan`: how a model is made, one job for each of its tensors, and doing one of them.
+"""`Layout` and `Plan`: how a model is made, one job for each of its tensors, and doing one of them.
 
 The plan is made from headers and configs alone. Two sinks carry it out, `into_model` and `into_directory`; both
 run the same jobs, so what was scored in memory is what is written to disk, bit for bit.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -31,13 +31,58 @@ class Job:
         info: its name, dtype and shape in the result.
         inputs: (model, tensor's name) for each tensor that is merged, the base not among them.
         base: the same for the base, where the method takes one.
-        parameters: the method's values; None where the first input is copied: it is not of floats.
+        slot: the index of the method's values in a plan's; None where the first input is copied: it is not of floats.
     """
 
     info: TensorInfo
     inputs: tuple[tuple[str, str], ...]
     base: tuple[str, str] | None
-    parameters: Parameters | None
+    slot: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What recipes that differ in nothing but their parameters' numbers have in common: all but those numbers.
+
+    Attributes:
+        method: the merge method.
+        checkpoints: every model that is read, by its name in the recipe.
+        donor: the model that gives the config, the tokenizer and the generation settings.
+        config: the result's config.json.
+        jobs: one for each tensor, in an order that reads the first model sequentially.
+    """
+
+    method: MergeMethod
+    checkpoints: Mapping[str, Checkpoint]
+    donor: Checkpoint
+    config: Mapping[str, Any]
+    jobs: tuple[Job, ...]
+
+    @cached_property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Every tensor of the result: name, dtype, shape."""
+        return tuple(job.info for job in self.jobs)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The bytes of the result's tensors."""
+        return sum(info.nbytes for info in self.tensors)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the result's model holds each of its weights exactly: the widest of its matrices'.
+
+        Vectors, which some models keep in float32 beside matrices in bfloat16, count where there is no matrix.
+        """
+        floating = [info for info in self.tensors if info.dtype.is_floating_point]
+        matrices = [info for info in floating if len(info.shape) > 1]
+        return reduce(torch.promote_types, {info.dtype for info in matrices or floating} or {torch.float32})
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes that a search keeps beside the sources, for all candidates, at most."""
+        each = self.method.kept_bytes
+        return sum(each * job.info.numel * len(job.inputs) for job in self.jobs if job.slot is not None)
 
 
 class Piece(NamedTuple):
@@ -58,46 +103,21 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is made: its jobs in an order that reads the first model sequentially.
+    """How a model is made: the layout, and the values that this recipe fills it with.
 
     Attributes:
         recipe: the recipe without holes.
-        method: its merge method.
-        checkpoints: every model that is read, by its name in the recipe.
-        donor: the model that gives the config, the tokenizer and the generation settings.
-        config: the result's config.json.
-        jobs: one for each tensor.
+        layout: what it shares with every recipe of its structure.
+        values: the merge method's values, by the slots of the layout's jobs.
     """
 
     recipe: Recipe
-    method: MergeMethod
-    checkpoints: Mapping[str, Checkpoint]
-    donor: Checkpoint
-    config: Mapping[str, Any]
-    jobs: tuple[Job, ...]
+    layout: Layout
+    values: tuple[Parameters, ...]
 
-    @property
-    def layout(self) -> list[TensorInfo]:
-        """Every tensor of the result: name, dtype, shape."""
-        return [job.info for job in self.jobs]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the result's weights: the recipe's, else that of the first."""
-        named = self.recipe.out_dtype or self.recipe.dtype
-        stored = (info.dtype for info in self.layout if info.dtype.is_floating_point)
-        return DTYPES[named] if named else next(stored, torch.float32)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the result's tensors."""
-        return sum(job.info.nbytes for job in self.jobs)
-
-    @property
-    def kept_bytes(self) -> int:
-        """The bytes that a search keeps beside the sources, for all candidates, at most."""
-        each = self.method.kept_bytes
-        return sum(each * job.info.numel * len(job.inputs) for job in self.jobs if job.parameters is not None)
+    def parameters(self, job: Job) -> Parameters | None:
+        """Returns the method's values for one of the layout's jobs; None where its tensor is copied."""
+        return None if job.slot is None else self.values[job.slot]
 
     def pieces(self, job: Job, operands: Operands) -> Iterator[Piece]:
         """Yields the tensor that `job` describes: merged in float32, rounded to the result's dtype.
@@ -105,19 +125,20 @@ class Plan:
         What its merge has to measure first is measured before the first piece is yielded.
 
         Args:
-            job: one of the plan's.
+            job: one of the layout's.
             operands: its sources.
 
         Raises:
             MergeError: the method cannot merge these tensors.
         """
-        if job.parameters is None:
+        parameters = self.parameters(job)
+        if parameters is None:
             copied = operands.tensors[0]
             for start, stop in operands.pieces():
                 yield Piece(start, stop, partial(_copy, copied, start, stop))
             return
         try:
-            fused = self.method(operands, job.parameters)
+            fused = self.layout.method(operands, parameters)
         except MergeError as fault:
             raise MergeError(f"{job.info.name}: {fault}") from None
         for start, stop in fused.parts():

@@ -1,139 +1,154 @@
-"""`plan`: a recipe and its checkpoints in, one job for each tensor of the result out.
+"""`Planner`: recipes over the same models in, plans out.
 
-Recipes over whole models and recipes of slices become parts, layers that are merged alike; every fault of a recipe
-and of how its models fit together is found here, from headers and configs alone.
+Every fault of a recipe and of how its models fit together is found here, from headers and configs alone. What depends
+on the models is computed once; so is what depends on the structure of a recipe, which is all but its parameters'
+numbers: a candidate of a search over numbers costs what resolving its numbers costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from evomerge.architecture import Architecture, config_of_stack, differences
 from evomerge.build.component import advice, completed
 from evomerge.build.modules import owners
-from evomerge.build.parameters import Levels, parameter_faults, resolved
-from evomerge.build.plan import DTYPES, Job, Plan
-from evomerge.build.side_files import chat_template_faults
+from evomerge.build.parameters import resolved
+from evomerge.build.parts import Part, checked_method, parts_of
+from evomerge.build.plan import DTYPES, Job, Layout, Plan
 from evomerge.checkpoint import Checkpoint, TensorInfo
-from evomerge.document import Location, suggestion
+from evomerge.document import Location
 from evomerge.errors import RecipeError
-from evomerge.methods import METHODS, MergeMethod, method
-from evomerge.recipe import Recipe, Value
+from evomerge.methods import MergeMethod, Parameters
+from evomerge.recipe import Filtered, Recipe, Value, is_choice
+
+_MOST_FAULTS = 8
+_MOST_LAYOUTS = 8
 
 
-@dataclass(frozen=True)
-class _Source:
-    """One listed model of a part: which layer is its first, its own parameters, where it stands."""
-
-    model: str
-    first: int
-    parameters: Mapping[str, Value]
-    location: Location
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Layers of the result that are merged alike: a slice, or a recipe's `models` as one.
+class _Model:
+    """A checkpoint and where its tensors lie.
 
     Attributes:
-        inputs: what is merged, the base not among them where the method takes one.
-        base: the base at its layers; None where the method takes none.
-        num_layers: how many layers it makes.
-        levels: the sections that give values for the whole part.
-        location: where it stands in the recipe.
-        module: the place of its module.
-        ranged: whether its sources say their layers.
+        checkpoint: the checkpoint.
+        architecture: its architecture.
+        before: names of the tensors before the layers.
+        layers: for each layer (name, what follows the layer's number in it) of every tensor.
+        after: names of the tensors after the layers.
     """
 
-    inputs: tuple[_Source, ...]
-    base: _Source | None
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.architecture = Architecture.of(checkpoint.config, checkpoint.tensors)
+        self.before: list[str] = []
+        self.after: list[str] = []
+        self.layers: list[list[tuple[str, str]]] = [[] for _ in range(self.architecture.num_layers)]
+        for name in checkpoint.tensors:
+            layer = self.architecture.layer_of(name)
+            if layer is not None:
+                number = name[len(self.architecture.stack) :].partition(".")[0]
+                self.layers[layer].append((name, name[len(self.architecture.stack) + len(number) :]))
+            elif self.architecture.position(name) == "after":
+                self.after.append(name)
+            else:
+                self.before.append(name)
+
+
+class _Slot(NamedTuple):
+    """Tensors for which a method's values are the same, whatever numbers a recipe of this structure has.
+
+    Attributes:
+        part: the index of the part that makes them.
+        depth: their relative depth in [0, 1].
+        name: the name of one of them in the result.
+        inputs: the names of what is merged into that one.
+    """
+
+    part: int
+    depth: float
+    name: str
+    inputs: tuple[str, ...]
+
+
+class _Planned(NamedTuple):
+    """A layout, the slots of its values, and the number of layers of models that are merged whole."""
+
+    layout: Layout
+    slots: tuple[_Slot, ...]
     num_layers: int
-    levels: Levels
-    location: Location
-    module: Location
-    ranged: bool
 
 
-def checked_method(recipe: Recipe) -> MergeMethod:
-    """Returns the recipe's merge method; its parameters, its base and its number of models are checked.
+class Planner:
+    """Plans recipes over the same models.
 
-    Raises:
-        RecipeError: with a line for every fault; nothing is read from any model.
+    Args:
+        checkpoints: every model that the recipes name, opened.
     """
-    if recipe.merge_method not in METHODS:
-        near = suggestion(recipe.merge_method, METHODS)
-        message = f'there is no method "{recipe.merge_method}"{near}'
-        raise RecipeError([recipe.fault(("merge_method",), message)])
-    chosen = method(recipe.merge_method)
-    faults = [*parameter_faults(recipe, chosen), *chat_template_faults(recipe)]
-    for part in _parts(recipe, chosen, depth=0):
-        if part.base is None and chosen.base in ("required", "endpoint"):
-            message = f'{chosen.name} merges against a base model; add "base_model"'
-            faults.append(recipe.fault(part.module, message))
-        fewest, most = chosen.models
-        if not fewest <= len(part.inputs) <= (most or len(part.inputs)):
-            upto = "" if most == fewest else " or more" if most is None else f" to {most}"
-            wanted = f"{fewest}{upto} model{'' if fewest == most == 1 else 's'}"
-            beside = " beside its base" if part.base else ""
-            message = f"{chosen.name} merges {wanted}{beside}, found {len(part.inputs)}"
-            faults.append(recipe.fault(part.location, message))
-    if faults:
-        raise RecipeError(list(dict.fromkeys(faults)))
-    return chosen
 
+    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+        self._checkpoints = checkpoints
+        self._models: dict[str, _Model] = {}
+        self._planned: dict[object, _Planned] = {}
 
-def parents(recipe: Recipe) -> tuple[str, ...]:
-    """Returns the models that the recipe merges, once each, in its order.
+    def plan(self, recipe: Recipe) -> Plan:
+        """Returns how the recipe's model is made.
 
-    A base belongs to them where it is listed, or where it is one end of the merge, as in slerp.
-    """
-    listed = recipe.parents()
-    if recipe.base_model and checked_method(recipe).base == "endpoint":
-        listed = tuple(dict.fromkeys((recipe.base_model, *listed)))
-    return listed
+        Args:
+            recipe: a recipe without holes.
+
+        Raises:
+            RecipeError: with a line for every fault: parameters, layer ranges, models that do not fit together.
+            ArchitectureError: a model's layers cannot be found.
+        """
+        chosen = checked_method(recipe)
+        structure = recipe.structure()
+        found = self._planned.get(structure)
+        if found is None:
+            found = self._laid_out(recipe, chosen)
+            if len(self._planned) == _MOST_LAYOUTS:
+                del self._planned[next(iter(self._planned))]
+            self._planned[structure] = found
+        parts = parts_of(recipe, chosen, found.num_layers)
+        return Plan(recipe, found.layout, _values(recipe, chosen, parts, found.slots))
+
+    def _model(self, name: str) -> _Model:
+        if name not in self._models:
+            self._models[name] = _Model(self._checkpoints[name])
+        return self._models[name]
+
+    def _laid_out(self, recipe: Recipe, chosen: MergeMethod) -> _Planned:
+        models = {name: self._model(name) for name in recipe.references()}
+        donor = models[_donor(recipe)]
+        layer_of = donor.architecture.layer_of
+        module_of, main = owners(recipe, donor.checkpoint.tensors, lambda name: layer_of(name) is not None)
+        _check_compatible(recipe, self._checkpoints)
+        depth = models[recipe.modules_by_place()[main].listed()[0]].architecture.num_layers
+        parts = parts_of(recipe, chosen, depth)
+        _check_ranges(recipe, parts, models)
+        builder = _LayoutBuilder(recipe, models, module_of)
+        jobs = builder.jobs(parts, main, donor.architecture.tied)
+        config = dict(donor.checkpoint.config)
+        stacked = [part for part in parts if part.module == main and part.ranged]
+        if stacked:
+            origins = [
+                (models[part.inputs[0].model].checkpoint.config, part.inputs[0].first + offset)
+                for part in stacked
+                for offset in range(part.num_layers)
+            ]
+            config = config_of_stack(donor.checkpoint.config, origins)
+        dtype = recipe.out_dtype or recipe.dtype
+        if dtype:
+            # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
+            config = {**{k: v for k, v in config.items() if k != "torch_dtype"}, "dtype": dtype}
+        layout = Layout(chosen, self._checkpoints, donor.checkpoint, config, jobs)
+        return _Planned(completed(layout, recipe) if recipe.component else layout, tuple(builder.slots), depth)
 
 
 def plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Plan:
-    """Returns how the recipe's model is made.
-
-    Args:
-        recipe: a recipe without holes.
-        checkpoints: every model that it names, opened.
-
-    Raises:
-        RecipeError: with a line for every fault: parameters, layer ranges, models that do not fit together.
-        ArchitectureError: a model's layers cannot be found.
-    """
-    chosen = checked_method(recipe)
-    donor = checkpoints[_donor(recipe)]
-    architectures = {
-        name: Architecture.of(checkpoints[name].config, checkpoints[name].tensors) for name in recipe.references()
-    }
-    architecture = architectures[_donor(recipe)]
-    module_of, main = owners(recipe, donor.tensors, lambda name: architecture.layer_of(name) is not None)
-    _refuse_strangers(recipe, checkpoints)
-    depth = architectures[recipe.modules_by_place()[main].listed()[0]].num_layers
-    parts = _parts(recipe, chosen, depth)
-    _check_ranges(recipe, parts, architectures)
-    jobs = _Planner(recipe, chosen, checkpoints, architectures, module_of).jobs(parts, main)
-    config = dict(donor.config)
-    stacked = [part for part in parts if part.module == main and part.ranged]
-    if stacked:
-        origins = [
-            (checkpoints[part.inputs[0].model].config, part.inputs[0].first + offset)
-            for part in stacked
-            for offset in range(part.num_layers)
-        ]
-        config = config_of_stack(donor.config, origins)
-    dtype = recipe.out_dtype or recipe.dtype
-    if dtype:
-        # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
-        config = {**{k: v for k, v in config.items() if k != "torch_dtype"}, "dtype": dtype}
-    made = Plan(recipe, chosen, checkpoints, donor, config, jobs)
-    return completed(made) if recipe.component else made
+    """Returns how one recipe's model is made; see `Planner.plan`, which takes many."""
+    return Planner(checkpoints).plan(recipe)
 
 
 def _donor(recipe: Recipe) -> str:
@@ -141,56 +156,35 @@ def _donor(recipe: Recipe) -> str:
     return recipe.component.language_of if recipe.component else recipe.base_model or recipe.references()[0]
 
 
-def _parts(recipe: Recipe, chosen: MergeMethod, depth: int) -> list[_Part]:
-    """Returns the parts of every module; `depth` is the number of layers where models are merged whole."""
-    parts = []
-    for place, module in recipe.modules_by_place().items():
-        levels = (module.parameters, recipe.parameters)
-        sources = [
-            _Source(entry.model, 0, entry.parameters, (*place, "models", i))
-            for i, entry in enumerate(module.models or ())
-        ]
-        if module.models is not None:
-            base = recipe.base_model
-            if base and _merges_its_base(chosen, [*sources], base, levels):
-                sources.append(_Source(base, 0, {}, ("base_model",)))
-            at_base, inputs = _parted(chosen, sources, base, ("base_model",))
-            parts.append(_Part(inputs, at_base, depth, levels, (*place, "models"), place, ranged=False))
-        for i, part in enumerate(module.slices or ()):
-            here = (*place, "slices", i)
-            sources = [
-                _Source(source.model, source.layer_range[0], source.parameters, (*here, "sources", j))
-                for j, source in enumerate(part.sources)
-            ]
-            at_base, inputs = _parted(chosen, sources, part.base_model or recipe.base_model, here)
-            parts.append(_Part(inputs, at_base, part.num_layers, (part.parameters, *levels), here, place, ranged=True))
-    return parts
+def _values(
+    recipe: Recipe, chosen: MergeMethod, parts: Sequence[Part], slots: Sequence[_Slot]
+) -> tuple[Parameters, ...]:
+    """Returns the method's values for every slot."""
+    values: list[Parameters] = []
+    faults: dict[str, None] = {}
+    for slot in slots:
+        part = parts[slot.part]
+        levels = [(member.parameters, *part.levels) for member in part.inputs]
+        parameters, missing = resolved(chosen, part.levels, levels, slot.name, slot.inputs, slot.depth)
+        values.append(parameters)
+        for of, parameter in missing:
+            location = part.location if of is None else part.inputs[of].location
+            whose = "" if of is None else f" of {part.inputs[of].model}"
+            message = f'{chosen.name} needs "{parameter}"{whose} (for {slot.name}); add it to parameters'
+            faults[recipe.fault(location, message)] = None
+    _raise(faults)
+    return tuple(values)
 
 
-def _merges_its_base(chosen: MergeMethod, sources: Sequence[_Source], base: str, levels: Levels) -> bool:
-    """Returns whether a method without a base has `base`, which is not listed, as one more model.
-
-    As in mergekit, it has; but not where it then has too many, or no value that it needs for each.
-    """
-    if chosen.base != "unused" or base in [source.model for source in sources]:
-        return False
-    most = chosen.models[1]
-    needed = [parameter.name for parameter in chosen.parameters if parameter.per_model and parameter.default is None]
-    return (most is None or len(sources) < most) and all(any(name in level for level in levels) for name in needed)
+def _raise(faults: Mapping[str, None]) -> None:
+    """Raises a RecipeError where there are faults."""
+    if faults:
+        lines = list(faults)
+        more = [f"... and {len(lines) - _MOST_FAULTS} more like these"]
+        raise RecipeError(lines[:_MOST_FAULTS] + (more if len(lines) > _MOST_FAULTS else []))
 
 
-def _parted(
-    chosen: MergeMethod, sources: Sequence[_Source], base: str | None, place: Location
-) -> tuple[_Source | None, tuple[_Source, ...]]:
-    """Returns the base, where the method takes one and there is one, and what is merged with it."""
-    if chosen.base == "unused" or base is None:
-        return None, tuple(sources)
-    listed = [source for source in sources if source.model == base]
-    at_base = listed[0] if listed else _Source(base, sources[0].first, {}, place)
-    return at_base, tuple(source for source in sources if source is not at_base)
-
-
-def _refuse_strangers(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> None:
+def _check_compatible(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Raises a RecipeError where models that are merged whole do not have the same tensors and shapes."""
     whole = {
         entry.model: (*place, "models", i, "model")
@@ -213,11 +207,11 @@ def _refuse_strangers(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> 
         raise RecipeError(faults)
 
 
-def _check_ranges(recipe: Recipe, parts: Sequence[_Part], architectures: Mapping[str, Architecture]) -> None:
+def _check_ranges(recipe: Recipe, parts: Sequence[Part], models: Mapping[str, _Model]) -> None:
     faults = []
     for part in parts:
         for source in part.inputs + ((part.base,) if part.base else ()):
-            depth, end = architectures[source.model].num_layers, source.first + part.num_layers
+            depth, end = models[source.model].architecture.num_layers, source.first + part.num_layers
             if end > depth:
                 place = (*source.location, "layer_range") if part.ranged else source.location
                 message = f"the range ends at {end}, but {source.model} has {depth} layers; end at {depth} or less"
@@ -226,133 +220,132 @@ def _check_ranges(recipe: Recipe, parts: Sequence[_Part], architectures: Mapping
         raise RecipeError(list(dict.fromkeys(faults)))
 
 
-class _Planner:
-    """Makes the jobs of a plan and collects what is wrong with them, so that all is told at once."""
+class _LayoutBuilder:
+    """Makes the jobs of a layout and collects what is wrong with them, so that all is told at once."""
 
-    MOST_FAULTS = 8
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        chosen: MergeMethod,
-        checkpoints: Mapping[str, Checkpoint],
-        architectures: Mapping[str, Architecture],
-        module_of: Mapping[str, Location],
-    ) -> None:
+    def __init__(self, recipe: Recipe, models: Mapping[str, _Model], module_of: Mapping[str, Location]) -> None:
         self.recipe = recipe
-        self.method = chosen
-        self.checkpoints = checkpoints
-        self.architectures = architectures
+        self.models = models
         self.module_of = module_of
         self.dtype = DTYPES.get(recipe.out_dtype or recipe.dtype or "")
         self.faults: dict[str, None] = {}
+        self.slots: list[_Slot] = []
+        self._slot_of: dict[object, int] = {}
+        self._filters: list[tuple[str, ...]] = []
 
-    def jobs(self, parts: Sequence[_Part], main: Location) -> tuple[Job, ...]:
+    def jobs(self, parts: Sequence[Part], main: Location, tied: frozenset[str]) -> tuple[Job, ...]:
         """Returns a job for each tensor: before the layers, the layers from first to last, after them.
 
         Args:
             parts: of all modules.
             main: the module with the layers.
+            tied: tensors that repeat another and are not written.
         """
-        tied = self.architectures[_donor(self.recipe)].tied
-        stack = [part for part in parts if part.module == main]
-        beside = [part for part in parts if part.module != main]
-        jobs = []
-        for part, position in [(part, "before") for part in [*beside, stack[0]]]:
-            jobs += [self.outside(name, part) for name in self.names(part, position) if name not in tied]
+        self._filters = [_filters(part) for part in parts]
+        stack = [i for i, part in enumerate(parts) if part.module == main]
+        beside = [i for i, part in enumerate(parts) if part.module != main]
+        jobs: list[Job] = []
+        for i in [*beside, stack[0]]:
+            names = self.models[parts[i].inputs[0].model].before
+            jobs += [self.outside(name, i, parts[i]) for name in self.own(names, parts[i]) if name not in tied]
         layer = 0
-        for part in stack:
-            for offset in range(part.num_layers):
-                jobs += self.layer(part, offset, layer)
+        for i in stack:
+            for offset in range(parts[i].num_layers):
+                jobs += self.layer(i, parts[i], offset, layer)
                 layer += 1
-        for part, position in [(part, "after") for part in [stack[-1], *beside]]:
-            jobs += [self.outside(name, part, layer) for name in self.names(part, position) if name not in tied]
-        if self.faults:
-            lines = list(self.faults)
-            more = [f"... and {len(lines) - self.MOST_FAULTS} more like these"]
-            raise RecipeError(lines[: self.MOST_FAULTS] + (more if len(lines) > self.MOST_FAULTS else []))
+        for i in [stack[-1], *beside]:
+            names = self.models[parts[i].inputs[0].model].after
+            jobs += [self.outside(name, i, parts[i], layer) for name in self.own(names, parts[i]) if name not in tied]
+        _raise(self.faults)
         return tuple(jobs)
 
-    def names(self, part: _Part, position: str) -> list[str]:
-        """Returns the names of the tensors at `position` that belong to the part's module."""
-        first = part.inputs[0].model
-        architecture = self.architectures[first]
-        return [
-            name
-            for name in self.checkpoints[first].tensors
-            if architecture.position(name) == position and self.module_of.get(name, part.module) == part.module
-        ]
+    def own(self, names: Sequence[str], part: Part) -> list[str]:
+        """Returns the names that belong to the part's module."""
+        return [name for name in names if self.module_of.get(name, part.module) == part.module]
 
-    def outside(self, name: str, part: _Part, depth: int | None = None) -> Job:
+    def outside(self, name: str, index: int, part: Part, depth: int | None = None) -> Job:
         """Returns the job of a tensor outside the layers; of one after them where the result has `depth` of them."""
-        places = [(source.model, name) for source in part.inputs]
-        architecture = self.architectures[part.inputs[0].model]
+        places = tuple((member.model, name) for member in part.inputs)
+        architecture = self.models[part.inputs[0].model].architecture
         own = name if depth is None else architecture.at_depth(name, depth)
-        return self.job(own, part, places, (part.base.model, name) if part.base else None, 0.0)
+        return self.job(own, index, part, (places, (part.base.model, name) if part.base else None), 0.0)
 
-    def layer(self, part: _Part, offset: int, layer: int) -> list[Job]:
+    def layer(self, index: int, part: Part, offset: int, layer: int) -> list[Job]:
         first = part.inputs[0]
-        architecture = self.architectures[first.model]
+        model = self.models[first.model]
+        stack = model.architecture.stack
         t = offset / (part.num_layers - 1) if part.num_layers > 1 else 1.0
-
-        def place(source: _Source, name: str) -> tuple[str, str]:
-            # The name is the first model's, which may be deeper than this one.
-            return source.model, architecture.renamed(name, source.first + offset)
-
+        # The names are the first model's, which may be deeper than the others.
+        stems = [(member.model, f"{stack}{member.first + offset}") for member in part.inputs]
+        base = (part.base.model, f"{stack}{part.base.first + offset}") if part.base else None
         return [
             self.job(
-                architecture.renamed(name, layer),
+                f"{stack}{layer}{rest}",
+                index,
                 part,
-                [place(source, name) for source in part.inputs],
-                place(part.base, name) if part.base else None,
+                (
+                    tuple((name, f"{stem}{rest}") for name, stem in stems),
+                    (base[0], f"{base[1]}{rest}") if base else None,
+                ),
                 t,
             )
-            for name in self.checkpoints[first.model].tensors
-            if architecture.layer_of(name) == first.first + offset
+            for _, rest in model.layers[first.first + offset]
         ]
 
     def job(
         self,
         name: str,
-        part: _Part,
-        inputs: Sequence[tuple[str, str]],
-        base: tuple[str, str] | None,
+        index: int,
+        part: Part,
+        sources: tuple[tuple[tuple[str, str], ...], tuple[str, str] | None],
         t: float,
     ) -> Job:
+        inputs, base = sources
         model, own_name = inputs[0]
-        like = self.checkpoints[model].tensors[own_name]
+        like = self.models[model].checkpoint.tensors[own_name]
         widest = like.dtype
         for i, (other, tensor) in enumerate([*inputs, base] if base else inputs):
+            found = self.models[other].checkpoint.tensors.get(tensor)
+            if found is not None and found.shape == like.shape:
+                widest = widest if found.dtype == widest else torch.promote_types(widest, found.dtype)
+                continue
             place = part.inputs[i].location if i < len(part.inputs) else part.location
-            found = self.checkpoints[other].tensors.get(tensor)
             if found is None:
                 self.fault(place, f"{other} has no tensor {tensor}, which {model} has")
-            elif found.shape != like.shape:
+            else:
                 shapes = f"{list(found.shape)}, but {list(like.shape)} in {model}"
-                rows_alone = found.shape[1:] == like.shape[1:] and self.architectures[model].layer_of(own_name) is None
+                outside = self.models[model].architecture.layer_of(own_name) is None
                 advice = "say which vocabulary to take (tokenizer: {source: union})"
-                if not rows_alone:
+                if found.shape[1:] != like.shape[1:] or not outside:
                     advice = "merge models of one architecture"
                 self.fault(place, f"{other}: {tensor} has shape {shapes}; {advice}")
-            else:
-                widest = torch.promote_types(widest, found.dtype)
         floating = like.dtype.is_floating_point
         info = TensorInfo(name, (self.dtype or widest) if floating else like.dtype, like.shape)
         if not floating:
-            return Job(info, tuple(inputs[:1]), None, None)
-        parameters, missing = resolved(
-            self.method,
-            part.levels,
-            [(source.parameters, *part.levels) for source in part.inputs],
-            name,
-            [tensor for _, tensor in inputs],
-            t,
+            return Job(info, inputs[:1], None, None)
+        return Job(info, inputs, base, self.slot(name, index, t, inputs))
+
+    def slot(self, name: str, index: int, t: float, inputs: tuple[tuple[str, str], ...]) -> int:
+        """Returns the slot of a tensor's values, which depend on its part, its depth and the filters that it passes."""
+        passed = tuple(
+            text in tensor for text in self._filters[index] for tensor in (name, *(tensor for _, tensor in inputs))
         )
-        for of, parameter in missing:
-            place = part.location if of is None else part.inputs[of].location
-            whose = "" if of is None else f" of {part.inputs[of].model}"
-            self.fault(place, f'{self.method.name} needs "{parameter}"{whose} (for {name}); add it to parameters')
-        return Job(info, tuple(inputs), base, parameters)
+        key = (index, t, passed)
+        if key not in self._slot_of:
+            self._slot_of[key] = len(self.slots)
+            self.slots.append(_Slot(index, t, name, tuple(tensor for _, tensor in inputs)))
+        return self._slot_of[key]
 
     def fault(self, place: Location, message: str) -> None:
         self.faults[self.recipe.fault(place, message)] = None
+
+
+def _filters(part: Part) -> tuple[str, ...]:
+    """Returns the filters of all values that may apply to the part's tensors."""
+    sections = [*part.levels, *(member.parameters for member in part.inputs)]
+    rules: list[Filtered] = [rule for section in sections for value in section.values() for rule in _rules(value)]
+    return tuple(dict.fromkeys(rule.filter for rule in rules if rule.filter is not None))
+
+
+def _rules(value: Value) -> tuple[Filtered, ...]:
+    return value if is_choice(value) else ()

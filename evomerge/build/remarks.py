@@ -26,7 +26,8 @@ def _no_compiler() -> Iterator[str]:
 
 def _code_left_out(plan: Plan) -> Iterator[str]:
     """Code that comes with a checkpoint is neither run nor copied; its config goes on naming it."""
-    named = plan.config.get("auto_map")
+    config, donor = plan.layout.config, plan.layout.donor
+    named = config.get("auto_map")
     if not isinstance(named, dict) or not named:
         return
     from transformers import CONFIG_MAPPING
@@ -35,10 +36,10 @@ def _code_left_out(plan: Plan) -> Iterator[str]:
     # "org/name--module.Class" is code of that repository, "module.Class" of the checkpoint's own folder.
     own = sorted({f"{text.partition('.')[0]}.py" for text in texts if "--" not in text})
     code = ", ".join(own) or ", ".join(sorted(set(texts)))
-    what = f"{plan.donor.reference} comes with code ({code}), which is never run and not copied"
-    if plan.config.get("model_type") in CONFIG_MAPPING:
+    what = f"{donor.reference} comes with code ({code}), which is never run and not copied"
+    if config.get("model_type") in CONFIG_MAPPING:
         yield f"{what}; transformers has this architecture itself and does without."
     elif own:
-        yield f"{what}: to load the result with trust_remote_code, copy it from {plan.donor.folder} once you trust it."
+        yield f"{what}: to load the result with trust_remote_code, copy it from {donor.folder} once you trust it."
     else:
         yield f"{what}: the result loads with trust_remote_code, for those who trust it."

@@ -25,13 +25,13 @@ def side_files(plan: Plan) -> tuple[list[Path], dict[str, str]]:
         plan: how the model is made.
     """
     texts = {"evomerge_recipe.yaml": plan.recipe.merge_only().to_yaml("Made by evomerge from this recipe.")}
-    files = list(plan.donor.side_files())
+    files = list(plan.layout.donor.side_files())
     template = chat_template(plan)
     if template is not None:
         texts[_TEMPLATE_FILE] = template
         # Runtimes that do not know the file look there.
-        if (plan.donor.folder / _SETTINGS).is_file():
-            settings = {**read_object(plan.donor.folder / _SETTINGS), "chat_template": template}
+        if (plan.layout.donor.folder / _SETTINGS).is_file():
+            settings = {**read_object(plan.layout.donor.folder / _SETTINGS), "chat_template": template}
             texts[_SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
     return [path for path in files if path.name not in texts], texts
 
@@ -45,7 +45,7 @@ def chat_template(plan: Plan) -> str | None:
     if said != "auto":
         return CHAT_TEMPLATES.get(said, said) if said else None
     references = plan.recipe.references()
-    found = [own for model in references if (own := _template_of(plan.checkpoints[model])) is not None]
+    found = [own for model in references if (own := _template_of(plan.layout.checkpoints[model])) is not None]
     return Counter(found).most_common(1)[0][0] if found else None
 
 

@@ -50,7 +50,7 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
     Raises:
         MergeError: a tensor cannot be merged.
     """
-    jobs = [job for job in plan.jobs if places[job.info.name] is not None]
+    jobs = [job for job in plan.layout.jobs if places[job.info.name] is not None]
 
     def begun(job: Job) -> list[Callable[[], None]]:
         pieces, place = plan.pieces(job, sources.operands(job)), places[job.info.name]
@@ -120,8 +120,8 @@ def into_directory(
         MergeError: a tensor cannot be merged.
         CheckpointError: a source cannot be read, or the folder not be written.
     """
-    sources = Sources(plan.checkpoints, "disk", torch.device("cpu"), reused=False)
-    with CheckpointWriter(folder, plan.layout, shard_bytes=shard_bytes, overwrite=overwrite) as out:
+    sources = Sources(plan.layout.checkpoints, "disk", torch.device("cpu"), reused=False)
+    with CheckpointWriter(folder, plan.layout.tensors, shard_bytes=shard_bytes, overwrite=overwrite) as out:
 
         def carry(job: Job) -> int:
             for start, stop, fill in plan.pieces(job, sources.operands(job)):
@@ -131,9 +131,9 @@ def into_directory(
             return job.info.nbytes
 
         # Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes.
-        _in_parallel((partial(carry, job) for job in plan.jobs), _MOST_IN_FLIGHT, progress)
+        _in_parallel((partial(carry, job) for job in plan.layout.jobs), _MOST_IN_FLIGHT, progress)
         files, texts = side_files(plan)
-        out.commit(config=plan.config, files=files, texts=texts)
+        out.commit(config=plan.layout.config, files=files, texts=texts)
 
 
 def _in_parallel(steps: Iterable[Callable[[], T]], most: int, done: Callable[[T], object] = lambda _: None) -> None:

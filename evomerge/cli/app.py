@@ -160,7 +160,7 @@ def apply(
     plan = open_recipe(recipe)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True) as progress:
-        bar = progress.add_task("", total=plan.nbytes)
+        bar = progress.add_task("", total=plan.layout.nbytes)
         into_directory(
             plan,
             out_dir,
@@ -169,7 +169,7 @@ def apply(
             progress=lambda count: progress.advance(bar, count),
         )
     out.print(
-        "\n".join([f"{out_dir}: {len(plan.jobs)} tensors, {size(plan.nbytes)}", *remarks(plan)]),
+        "\n".join([f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}", *remarks(plan)]),
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -228,9 +228,10 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
     from evomerge.cli.quantities import size
 
     plan = open_recipe(recipe)
-    models = ", ".join(plan.checkpoints)
+    layout = plan.layout
+    models = ", ".join(layout.checkpoints)
     out.print(
-        f"{recipe}: {plan.method.name} of {models}; {len(plan.jobs)} tensors, {size(plan.nbytes)}; no holes.\n"
+        f"{recipe}: {layout.method.name} of {models}; {len(layout.jobs)} tensors, {size(layout.nbytes)}; no holes.\n"
         + "".join(f"{remark}\n" for remark in remarks(plan))
         + f"Make the model: evomerge apply {recipe} OUT_DIR",
         markup=False,
@@ -257,7 +258,7 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
     if full:
         place = preparation.place(where)
         kept = size(preparation.source_bytes)
-        runs_in = str(compute_dtype(preparation.first.dtype, where)).removeprefix("torch.")
+        runs_in = str(compute_dtype(preparation.first.layout.dtype, where)).removeprefix("torch.")
         lines += [
             f"  {dimension.name}: {dimension.low:g} to {dimension.high:g}, from {dimension.start:g}"
             for dimension in space.dimensions

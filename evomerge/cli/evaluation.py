@@ -40,7 +40,7 @@ def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: 
         recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
         made = plan(recipe, open_models(recipe))
     where = compute_device(device)
-    sources = Sources(made.checkpoints, "disk", where, reused=False)
+    sources = Sources(made.layout.checkpoints, "disk", where, reused=False)
     evaluator = Evaluator(made, tasks, sources, device)
     for split in splits:
         evaluator.prepare(split)

@@ -162,10 +162,10 @@ def load_tokenizer(plan: Plan) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(plan.donor.folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(plan.layout.donor.folder))
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise CheckpointError(
-            f"{plan.donor.reference}: its tokenizer cannot be loaded ({str(fault).splitlines()[0]});"
+            f"{plan.layout.donor.reference}: its tokenizer cannot be loaded ({str(fault).splitlines()[0]});"
             " the folder needs tokenizer.json or the files that its tokenizer's class reads"
         ) from None
     template = chat_template(plan)
@@ -175,7 +175,7 @@ def load_tokenizer(plan: Plan) -> Any:
 
 
 def _shape(plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((info.name, info.shape) for info in plan.layout)
+    return tuple((info.name, info.shape) for info in plan.layout.tensors)
 
 
 def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
@@ -183,11 +183,11 @@ def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
     from transformers import GenerationConfig
 
     found: list[int] = []
-    text = LanguagePart.of(plan.config, (info.name for info in plan.layout)).config
-    named: list[Any] = [part.get("eos_token_id") for part in (plan.config, text)]
+    text = LanguagePart.of(plan.layout.config, (info.name for info in plan.layout.tensors)).config
+    named: list[Any] = [part.get("eos_token_id") for part in (plan.layout.config, text)]
     named.append(getattr(tokenizer, "eos_token_id", None))
-    if (plan.donor.folder / "generation_config.json").is_file():
-        named.append(GenerationConfig.from_pretrained(str(plan.donor.folder)).eos_token_id)
+    if (plan.layout.donor.folder / "generation_config.json").is_file():
+        named.append(GenerationConfig.from_pretrained(str(plan.layout.donor.folder)).eos_token_id)
     for value in named:
         found += value if isinstance(value, list) else [value] if value is not None else []
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -193,9 +193,13 @@ class Recipe(Strict):
         unknown = set(values) - set(self.holes())
         if unknown:
             raise KeyError(f"no hole at {', '.join(sorted(document.spelled(place) for place in unknown))}")
-        filled = Recipe.model_validate(_filled(self.as_data(), (), values))
+        filled: Recipe = _filled(self, (), values)
         filled._source = self._source
         return filled
+
+    def structure(self) -> Hashable:
+        """Returns what is equal for recipes that differ in nothing but the numbers of their parameters."""
+        return _structure(self.as_data(), numbers=False)
 
     def merge_only(self) -> Recipe:
         """Returns the recipe without its tasks and search: what says how to make the model."""
@@ -237,14 +241,32 @@ def _holes(value: Any, location: Location) -> Iterator[tuple[Location, Hole]]:
             yield from _holes(part, (*location, i))
 
 
-def _filled(data: Any, location: Location, values: Mapping[Location, Any]) -> Any:
-    if location in values:
-        return _plain(values[location])
+def _filled(value: Any, location: Location, values: Mapping[Location, Any]) -> Any:
+    """Returns a part of a recipe with its holes filled: parts without any are shared, and nothing is checked again."""
+    if isinstance(value, Hole):
+        return values.get(location, value)
+    if isinstance(value, Strict):
+        parts = {name: getattr(value, name) for name in value.model_fields_set}
+        filled = {name: _filled(part, (*location, name), values) for name, part in parts.items()}
+        changed = {name: part for name, part in filled.items() if part is not parts[name]}
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, dict):
+        pairs = {key: _filled(part, (*location, key), values) for key, part in value.items()}
+        return pairs if any(part is not value[key] for key, part in pairs.items()) else value
+    if isinstance(value, tuple):
+        items = tuple(_filled(part, (*location, i), values) for i, part in enumerate(value))
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
+
+
+def _structure(data: Any, *, numbers: bool) -> Hashable:
+    """Returns plain data as a hashable value; where `numbers` is set, without its numbers and lists of them."""
     if isinstance(data, dict):
-        return {key: _filled(part, (*location, key), values) for key, part in data.items()}
+        return tuple((key, _structure(part, numbers=numbers or key == "parameters")) for key, part in data.items())
     if isinstance(data, list):
-        return [_filled(part, (*location, i), values) for i, part in enumerate(data)]
-    return data
+        parts = tuple(_structure(part, numbers=numbers) for part in data)
+        return parts if not numbers or any(part is not None for part in parts) else None
+    return None if numbers and isinstance(data, bool | int | float) else data
 
 
 def _plain(value: Any) -> Any:

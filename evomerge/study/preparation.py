@@ -72,12 +72,12 @@ class Preparation:
 
     def live_bytes(self, device: torch.device) -> int:
         """Returns the bytes of the model that is refilled, in the dtype in which it runs on `device`."""
-        stored = self.first.dtype
-        return self.first.nbytes * compute_dtype(stored, device).itemsize // stored.itemsize
+        stored = self.first.layout.dtype
+        return self.first.layout.nbytes * compute_dtype(stored, device).itemsize // stored.itemsize
 
     def place(self, device: torch.device) -> Place:
         """Returns where the models are kept during a search on `device`."""
-        return residence(self.source_bytes + self.first.kept_bytes, self.live_bytes(device), device)
+        return residence(self.source_bytes + self.first.layout.kept_bytes, self.live_bytes(device), device)
 
 
 def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = None) -> Preparation:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import evomerge
-from evomerge.build import Sources, compute_device, compute_dtype, plan
+from evomerge.build import Planner, Sources, compute_device, compute_dtype
 from evomerge.errors import EvaluationError, MergeError, RecipeError, StudyError
 from evomerge.evaluator import Evaluator, Split
 from evomerge.recipe import Recipe
@@ -110,6 +110,7 @@ class Study:
         except BaseException:
             self.record.close()
             raise
+        self._planner = Planner(preparation.checkpoints)
         self._evaluator: Evaluator | None = None
         self._mark = time.perf_counter()
         self.baselines: dict[str, Outcome] = {}
@@ -211,7 +212,7 @@ class Study:
             return
         recipe = self.preparation.mean_recipe()
         try:
-            plan(recipe, self.preparation.checkpoints)
+            self._planner.plan(recipe)
         except RecipeError:
             # Parents of different depths have no mean; their layers are stacked, not averaged.
             return
@@ -284,7 +285,7 @@ class Study:
         self._mark_time()
         started = self._mark
         try:
-            made = plan(recipe, self.preparation.checkpoints)
+            made = self._planner.plan(recipe)
             score = evaluator.score(made, split, lambda stage: self.observer.evaluating(what, stage))
         except (MergeError, EvaluationError, RecipeError) as fault:
             spent = time.perf_counter() - started
@@ -346,6 +347,6 @@ def _environment(preparation: Preparation, device: str) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "machine": platform.machine(),
         "device": str(compute_device(device)),
-        "computes in": str(compute_dtype(preparation.first.dtype, compute_device(device))),
+        "computes in": str(compute_dtype(preparation.first.layout.dtype, compute_device(device))),
         "threads": torch.get_num_threads(),
     }

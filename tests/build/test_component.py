@@ -84,7 +84,7 @@ def test_the_language_part_is_merged_and_the_rest_is_kept(
     assert model.config.text_config.num_hidden_layers == (6 if name == "stack" else 4)
     assert model.config.vision_config.num_hidden_layers == 4
     live = LiveModel(made, "cpu")
-    into_model(made, live, Sources(made.checkpoints, "disk", torch.device("cpu"), reused=False))
+    into_model(made, live, Sources(made.layout.checkpoints, "disk", torch.device("cpu"), reused=False))
     assert_same_values(model, live.model)
     assert_writes(model, "llava")
 
@@ -94,12 +94,12 @@ def test_the_config_is_the_whole_models_but_for_what_the_merge_changes(
 ) -> None:
     before = json.loads((models / "llava" / "config.json").read_text())
     made = planned(RECIPES["linear"] % "llava" + COMPONENT, models, monkeypatch)
-    assert made.config == before
-    assert made.donor.folder.name == "llava"
+    assert made.layout.config == before
+    assert made.layout.donor.folder.name == "llava"
     made = planned(RECIPES["stack"] % "llava" + COMPONENT + "dtype: bfloat16\n", models, monkeypatch)
     expected = {**before, "dtype": "bfloat16"}
     expected["text_config"] = {**before["text_config"], "num_hidden_layers": 6, "dtype": "bfloat16"}
-    assert made.config == expected
+    assert made.layout.config == expected
 
 
 def test_rows_that_only_the_whole_model_has_are_its_own(

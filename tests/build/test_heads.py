@@ -45,7 +45,7 @@ def test_a_head_of_its_own_is_kept_whatever_the_config_says(tied: Path) -> None:
     for name in "ab":
         with_head(tied / name, stored(tied / name)[EMBEDDING].flip(0))
     made = planned(MEAN)
-    assert made.config["tie_word_embeddings"] is False
+    assert made.layout.config["tie_word_embeddings"] is False
     into_directory(made, tied / "out")
     a, b, out = (stored(tied / name) for name in ("a", "b", "out"))
     torch.testing.assert_close(out[HEAD], (a[HEAD] + b[HEAD]) / 2)
@@ -67,15 +67,15 @@ def test_a_model_without_a_head_takes_part_with_its_embedding(own: str, tied: Pa
 def test_a_head_that_is_the_embedding_is_not_written(tied: Path) -> None:
     with_head(tied / "a", stored(tied / "a")[EMBEDDING])
     made = planned(MEAN)
-    assert HEAD not in [info.name for info in made.layout]
-    assert made.config["tie_word_embeddings"] is True
+    assert HEAD not in [info.name for info in made.layout.tensors]
+    assert made.layout.config["tie_word_embeddings"] is True
 
 
 def test_the_predictor_of_further_tokens_stays_past_the_layers_of_a_stack(tied: Path) -> None:
     further = "model.layers.2.eh_proj.weight"
     save_file({**stored(tied / "a"), further: torch.ones(4, 4)}, tied / "a" / "model.safetensors", {"format": "pt"})
     text = "merge_method: passthrough\nslices:\n" + "  - sources: [{model: a, layer_range: [0, 2]}]\n" * 2
-    names = [info.name for info in planned(text).layout]
+    names = [info.name for info in planned(text).layout.tensors]
     assert len(names) == len(set(names))
     assert further.replace("2", "4") in names
     assert further not in names

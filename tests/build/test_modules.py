@@ -37,9 +37,10 @@ def planned(text: str) -> Plan:
 
 
 def weights_of(made: Plan, name: str) -> dict[str, float]:
-    (job,) = [job for job in made.jobs if job.info.name == name]
-    assert job.parameters is not None
-    values = [float(model["weight"]) for model in job.parameters.models]
+    (job,) = [job for job in made.layout.jobs if job.info.name == name]
+    parameters = made.parameters(job)
+    assert parameters is not None
+    values = [float(model["weight"]) for model in parameters.models]
     return {model: value for (model, _), value in zip(job.inputs, values, strict=True)}
 
 
@@ -63,7 +64,9 @@ parameters: {weight: 4, density: [{filter: proj, value: 0.4}]}
     assert weights_of(made, UP % 0) == {"a": 1, "b": 2}
     assert weights_of(made, UP % 1) == {"a": 3, "b": 3}
     densities = {
-        job.info.name: [model["density"] for model in job.parameters.models] for job in made.jobs if job.parameters
+        job.info.name: [model["density"] for model in made.values[job.slot].models]
+        for job in made.layout.jobs
+        if job.slot is not None
     }
     assert densities[UP % 0] == [0.1, 0.2]
     assert densities["model.layers.0.mlp.down_proj.weight"] == [0.1, 0.4]
@@ -81,7 +84,7 @@ def test_a_base_that_is_not_listed_is_one_more_model_where_it_has_a_weight():
     )
     assert weights_of(planned(module), EMBEDDING) == {"a": 1, "base": 1}
     one = planned("merge_method: passthrough\nbase_model: base\nmodels: [{model: a}]\n")
-    assert {job.inputs for job in one.jobs if job.info.name == EMBEDDING} == {(("a", EMBEDDING),)}
+    assert {job.inputs for job in one.layout.jobs if job.info.name == EMBEDDING} == {(("a", EMBEDDING),)}
 
 
 SEVERAL = """
@@ -98,9 +101,9 @@ parameters: {weight: 2}
 
 def test_each_module_of_a_model_of_text_and_images_is_merged_in_its_own_way():
     made = planned(SEVERAL)
-    assert {job.info.name for job in made.jobs} == set(made.checkpoints["llava"].tensors)
+    assert {job.info.name for job in made.layout.jobs} == set(made.layout.checkpoints["llava"].tensors)
     seen = {"vision_tower": 0, "multi_modal_projector": 0, "layers": 0}
-    for job in made.jobs:
+    for job in made.layout.jobs:
         found = weights_of(made, job.info.name)
         if "vision_tower" in job.info.name:
             seen["vision_tower"] += 1
@@ -137,6 +140,6 @@ def test_the_result_of_modules_is_that_of_the_same_models():
     other = planned(
         "merge_method: linear\nmodules: {default: {models: [{model: a}, {model: b}]}}\nparameters: {weight: 1}\n"
     )
-    assert one.jobs == other.jobs
-    assert one.config == other.config
-    assert torch.equal(load_file("a/model.safetensors")[EMBEDDING], one.checkpoints["a"].read(EMBEDDING))
+    assert one.layout.jobs == other.layout.jobs
+    assert one.layout.config == other.layout.config
+    assert torch.equal(load_file("a/model.safetensors")[EMBEDDING], one.layout.checkpoints["a"].read(EMBEDDING))

@@ -35,12 +35,12 @@ def planned(text: str, models: dict[str, Path]) -> Plan:
 
 
 def from_disk(made: Plan) -> Sources:
-    return Sources(made.checkpoints, "disk", torch.device("cpu"), reused=False)
+    return Sources(made.layout.checkpoints, "disk", torch.device("cpu"), reused=False)
 
 
 def merged(text: str, models: dict[str, Path]) -> dict[str, torch.Tensor]:
     made = planned(text, models)
-    found = {info.name: torch.empty(info.shape, dtype=info.dtype) for info in made.layout}
+    found = {info.name: torch.empty(info.shape, dtype=info.dtype) for info in made.layout.tensors}
     into_tensors(made, found, from_disk(made))
     return found
 
@@ -73,7 +73,7 @@ def test_memory_and_disk_hold_the_same_bits_and_transformers_loads_them(
     made = planned(METHODS[name] + (f"dtype: {dtype}\n" if dtype else ""), models)
     into_directory(made, tmp_path / "out", shard_bytes=20_000)
     live = LiveModel(made, "cpu")
-    sources = Sources(made.checkpoints, "memory", torch.device("cpu"))
+    sources = Sources(made.layout.checkpoints, "memory", torch.device("cpu"))
     sources.load()
     into_model(made, live, sources)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32 if dtype is None else "auto")
@@ -126,9 +126,10 @@ def test_passthrough_copies_every_bit(models: dict[str, Path]):
 
 
 def weights_of(made: Plan, name: str) -> list[float]:
-    (job,) = [job for job in made.jobs if job.info.name == name]
-    assert job.parameters is not None
-    return [float(model["weight"]) for model in job.parameters.models]
+    (job,) = [job for job in made.layout.jobs if job.info.name == name]
+    parameters = made.parameters(job)
+    assert parameters is not None
+    return [float(model["weight"]) for model in parameters.models]
 
 
 def test_a_gradient_follows_the_depth_and_starts_at_what_lies_outside_the_layers(models: dict[str, Path]):
@@ -176,7 +177,7 @@ def test_a_stack_takes_its_layers_in_order_with_the_ends_of_its_first_and_last_m
         assert torch.equal(found[name % layer].float(), model[name % own].float())
     assert torch.equal(found["model.embed_tokens.weight"], a["model.embed_tokens.weight"])
     assert torch.equal(found["model.norm.weight"], b["model.norm.weight"])
-    assert made.config["num_hidden_layers"] == 6
+    assert made.layout.config["num_hidden_layers"] == 6
 
 
 def test_a_deeper_model_merges_with_one_that_lacks_its_last_layers(models: dict[str, Path]):
@@ -193,11 +194,11 @@ def test_a_deeper_model_merges_with_one_that_lacks_its_last_layers(models: dict[
 def test_without_a_dtype_the_result_has_the_widest_of_its_sources(order: tuple[str, str], models: dict[str, Path]):
     entries = ", ".join(f"{{model: {name}, parameters: {{weight: 1}}}}" for name in order)
     made = planned(f"merge_method: linear\nmodels: [{entries}]\n", models)
-    assert {info.dtype for info in made.layout} == {torch.float32}
+    assert {info.dtype for info in made.layout.tensors} == {torch.float32}
     made = planned(
         "merge_method: task_arithmetic\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1}}]\n", models
     )
-    assert {info.dtype for info in made.layout} == {torch.float32}
+    assert {info.dtype for info in made.layout.tensors} == {torch.float32}
 
 
 def test_two_layers_of_one_model_merge(models: dict[str, Path]):
@@ -215,7 +216,7 @@ def test_two_layers_of_one_model_merge(models: dict[str, Path]):
 def test_a_tied_head_is_not_written(tmp_path: Path):
     tied = tiny_checkpoint(tmp_path / "tied", tie_word_embeddings=True)
     made = planned("merge_method: passthrough\nmodels: [{model: tied}]\n", {"tied": tied})
-    assert "lm_head.weight" not in [info.name for info in made.layout]
+    assert "lm_head.weight" not in [info.name for info in made.layout.tensors]
     into_directory(made, tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
@@ -289,10 +290,10 @@ def test_views_may_make_tensors_of_any_layout(place: Literal["memory", "disk"], 
             return tensor.T.contiguous().T if tensor.ndim == 2 else tensor
 
     made = planned(METHODS["linear"], models)
-    turned = {name: Turned(checkpoint, difference="turned") for name, checkpoint in made.checkpoints.items()}
+    turned = {name: Turned(checkpoint, difference="turned") for name, checkpoint in made.layout.checkpoints.items()}
     sources = Sources(turned, place, torch.device("cpu"))
     sources.load()
-    found = {info.name: torch.empty(info.shape, dtype=info.dtype) for info in made.layout}
+    found = {info.name: torch.empty(info.shape, dtype=info.dtype) for info in made.layout.tensors}
     into_tensors(made, found, sources)
     expected = merged(METHODS["linear"], models)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

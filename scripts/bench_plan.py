@@ -1,0 +1,154 @@
+"""Measure how long it takes to decode and plan a candidate: from a genome to the values of every tensor.
+
+    python scripts/bench_plan.py [--rounds 20] [--json]
+
+Three shapes: SmolLM2-135M (272 tensors), Mixtral 8x7B (995), and a Mixtral with 64 experts a layer (6,371). Their
+files have headers and no weights: planning reads none. Every candidate has other numbers: a weight for each layer and
+model, and a density for each model, one of them by a filter. The layout is made for the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.build import Planner, open_models
+from evomerge.checkpoint import TensorInfo
+from evomerge.checkpoint.header import encode_header
+from evomerge.recipe import Recipe
+from evomerge.search import SearchSpace
+
+SMOLLM2 = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 30,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+MIXTRAL = {
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "num_local_experts": 8,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": SMOLLM2,
+    "mixtral-8x7b": MIXTRAL,
+    "mixtral-64x7b": {**MIXTRAL, "num_local_experts": 64},
+}
+
+
+def tensors_of(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the name and shape of every tensor of a Llama or a Mixtral."""
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    keys = hidden // heads * config["num_key_value_heads"]
+    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        stem = f"model.layers.{layer}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{stem}.{norm}.weight", (hidden,)
+        for name, rows in (("q_proj", hidden), ("k_proj", keys), ("v_proj", keys), ("o_proj", hidden)):
+            yield f"{stem}.self_attn.{name}.weight", (rows, hidden)
+        if "num_local_experts" in config:
+            yield f"{stem}.block_sparse_moe.gate.weight", (config["num_local_experts"], hidden)
+            for expert in range(config["num_local_experts"]):
+                for name, shape in (("w1", (inner, hidden)), ("w2", (hidden, inner)), ("w3", (inner, hidden))):
+                    yield f"{stem}.block_sparse_moe.experts.{expert}.{name}.weight", shape
+        else:
+            for name, shape in (
+                ("gate_proj", (inner, hidden)),
+                ("up_proj", (inner, hidden)),
+                ("down_proj", (hidden, inner)),
+            ):
+                yield f"{stem}.mlp.{name}.weight", shape
+    yield "model.norm.weight", (hidden,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], hidden)
+
+
+def write_header(folder: Path, config: dict[str, Any]) -> str:
+    """Writes a checkpoint that has a header and a hole in place of its weights; returns its path."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    infos = [TensorInfo(name, torch.bfloat16, shape) for name, shape in tensors_of(config)]
+    head, _ = encode_header(infos)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + sum(info.nbytes for info in infos))
+    return str(folder)
+
+
+def recipe_of(base: str, models: list[str], layers: int) -> Recipe:
+    """Returns a recipe with a hole for each layer and model, and a density for each model."""
+    weight = {"search": [0, 1], "layers": layers}
+    density: list[Any] = [{"filter": "self_attn", "value": {"search": [0.1, 1]}}, {"value": 0.5}]
+    parameters = [{"weight": weight, "density": density}, {"weight": weight, "density": {"search": [0.1, 1]}}]
+    entries = [{"model": model, "parameters": own} for model, own in zip(models, parameters, strict=True)]
+    return Recipe.model_validate(
+        {"merge_method": "ties", "base_model": base, "models": entries, "dtype": "bfloat16", "tasks": [], "search": {}}
+    )
+
+
+def measure(folder: Path, config: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Returns milliseconds for the first candidate and, as a median, for each after it."""
+    names = [write_header(folder / name, config) for name in ("base", "a", "b")]
+    recipe = recipe_of(names[0], names[1:], config["num_hidden_layers"])
+    checkpoints = open_models(recipe)
+    space = SearchSpace(recipe, depths=dict.fromkeys(recipe.holes(), config["num_hidden_layers"]))
+    planner, rng = Planner(checkpoints), np.random.default_rng(0)
+    spent = []
+    for _ in range(rounds + 1):
+        genome = rng.random(len(space)).tolist()
+        start = time.perf_counter()
+        made = planner.plan(space.decode(genome))
+        spent.append(1000 * (time.perf_counter() - start))
+    return {
+        "tensors": len(made.layout.jobs),
+        "numbers": len(space),
+        "first_ms": round(spent[0], 2),
+        "candidate_ms": round(statistics.median(spent[1:]), 2),
+        "slowest_ms": round(max(spent[1:]), 2),
+    }
+
+
+def main() -> None:
+    """Prints a line, or a JSON entry, for each shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20, help="candidates after the first (default: 20)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    found = {}
+    for name, config in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = measure(Path(folder), config, arguments.rounds)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, row in found.items():
+        print(
+            f"{name:16} {row['tensors']:5} tensors, {row['numbers']} numbers:"
+            f" {row['candidate_ms']:6.2f} ms a candidate (the first {row['first_ms']:.0f} ms)"
+        )
+
+
+if __name__ == "__main__":
+    main()
