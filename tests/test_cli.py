@@ -29,7 +29,7 @@ def test_help_shows_examples_and_needs_no_torch():
     slow = "import sys, evomerge.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", slow], check=False).returncode == 0
     text = evomerge("--help").stdout
-    for command in ("search", "apply", "eval", "check"):
+    for command in ("search", "apply", "eval", "check", "runs"):
         assert command in text
         assert f"Example: evomerge {command}" in evomerge(command, "--help").stdout
 
@@ -59,6 +59,15 @@ def test_the_model_that_is_written_scores_what_the_search_recorded_item_for_item
         assert row["items"] == list(recorded[row["task"]]), (row["task"], row["split"])
     unwritten = json.loads(evomerge("eval", run / "best.yaml", *tasks, "--split", "both", "--json").stdout)
     assert [row["items"] for row in unwritten["scores"]] == [row["items"] for row in scored["scores"]]
+
+
+def test_runs_are_listed(found):
+    folder, _ = found
+    done = evomerge("runs", folder)
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert done.stdout.splitlines()[0].startswith(f"{folder / 'run'}: finished, 6 evaluations, best ")
+    assert result["verdict"] in done.stdout
+    assert evomerge("runs", folder / "nowhere").stderr.startswith(f"error {folder / 'nowhere'}: cannot be listed")
 
 
 def test_an_existing_folder_is_not_overwritten_unless_asked(found):

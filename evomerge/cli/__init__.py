@@ -1,4 +1,4 @@
-"""The command line: ``evomerge search | apply | eval | check``."""
+"""The command line: ``evomerge search | apply | eval | check | runs``."""
 
 from evomerge.cli.app import main
 

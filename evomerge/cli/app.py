@@ -1,4 +1,4 @@
-"""The commands: search, apply, eval, check."""
+"""The commands: search, apply, eval, check, runs."""
 
 from __future__ import annotations
 
@@ -238,6 +238,22 @@ def check(recipe: RecipeFile, device: Device = "auto") -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command("runs")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that holds the runs.")] = Path("runs"),
+) -> None:
+    """List runs: their state, evaluations, best search score and verdict.
+
+    Example: evomerge runs
+    """
+    from evomerge.study import runs
+
+    for run in runs(folder):
+        best = "" if run.best is None else f", best {run.best:.3f}"
+        lines = [f"{run.folder}: {run.state}, {run.evaluations} evaluations{best}", *filter(None, [run.verdict])]
+        out.print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> str:

@@ -4,6 +4,7 @@ from evomerge.study.conclusion import Conclusion, Standing, conclude
 from evomerge.study.intervals import interval
 from evomerge.study.preparation import Preparation, prepare
 from evomerge.study.record import Outcome, Record, Trial
+from evomerge.study.runs import Run, runs
 from evomerge.study.study import Objective, Observer, Study
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "Outcome",
     "Preparation",
     "Record",
+    "Run",
     "Standing",
     "Study",
     "Trial",
     "conclude",
     "interval",
     "prepare",
+    "runs",
 ]

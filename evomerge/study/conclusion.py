@@ -10,14 +10,12 @@ from typing import Any
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.study.intervals import difference_interval, interval
-from evomerge.study.record import Outcome, Trial, write_atomically
+from evomerge.study.record import RESULT, Outcome, Trial, write_atomically
 from evomerge.study.study import Study
 
 FINALISTS = 5
 """Merges that are scored on the holdout. The first is the winner: were it chosen by its holdout score, that score
 would be the highest of five draws, and no longer honest."""
-
-RESULT = "result.json"
 
 MEAN = "mean"
 """What the parents' plain mean is called among the models' names."""

@@ -7,6 +7,7 @@ most the evaluation that was under way.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import warnings
@@ -25,6 +26,7 @@ from evomerge.evaluator import task_means
 from evomerge.search import Genome, SearchSpace
 
 DATABASE = "study.db"
+RESULT = "result.json"
 STUDY = "evomerge"
 
 
@@ -93,45 +95,58 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        # The system drops a lock on the folder itself when the process dies, and no lock file is left behind.
-        self._lock = os.open(folder, os.O_RDONLY)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The system drops a lock on the folder itself when the process dies, and no lock file is left behind.
+            self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as fault:
+            raise StudyError(
+                f"{folder}: cannot be used as a run's folder ({fault.strerror}); use another --run-dir"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as fault:
             os.close(self._lock)
-            raise StudyError(
-                f"{folder}: another evomerge is searching here; wait for it, or use another --run-dir"
-            ) from None
-        for left in folder.glob(".*.partial*"):
-            left.unlink()
-        self._study = self._opened()
-        self._trials = [_trial(frozen) for frozen in self._study.get_trials(deepcopy=False)]
+            reason = "another evomerge is searching here; wait for it"
+            if not isinstance(fault, BlockingIOError):
+                reason = f"its file system cannot lock it ({fault.strerror})"
+            raise StudyError(f"{folder}: {reason}, or use another --run-dir") from None
+        self._open()
 
-    def _opened(self) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+    def _open(self) -> None:
         path = self.folder / DATABASE
-        fresh = self.folder / f".{DATABASE}.partial"
+        fresh = partial(path)
         try:
+            for left in self.folder.glob(partial(Path("*")).name):
+                left.unlink()
             if not path.exists():
                 # Making the tables takes many transactions: under its name there is a whole database or none.
                 made = _storage(fresh)
                 optuna.create_study(storage=made, study_name=STUDY, direction="maximize")
                 made.engine.dispose()
                 os.replace(fresh, path)
-            self._storage = _storage(path)
-            return optuna.load_study(study_name=STUDY, storage=self._storage)
         except Exception as fault:
             self.close()
-            raise StudyError(
-                f"{path}: cannot be opened as the record of a search ({_first_line(fault)});"
-                " restore it from a copy, or use another --run-dir"
-            ) from None
+            raise StudyError(f"{path}: cannot be made ({_reason(fault)}); use another --run-dir") from None
+        try:
+            self._storage, self._study, self._attributes, self._trials = _read(path)
+        except StudyError:
+            self.close()
+            raise
+
+    def clear(self) -> None:
+        """Begins the record anew, with nothing in it.
+
+        Raises:
+            StudyError: it cannot be written.
+        """
+        self._storage.engine.dispose()
+        self._written((self.folder / DATABASE).unlink)
+        self._open()
 
     def close(self) -> None:
         """Closes the database and unlocks the folder."""
         if hasattr(self, "_storage"):
-            self._storage.remove_session()
             self._storage.engine.dispose()
         if self._lock >= 0:
             os.close(self._lock)
@@ -147,6 +162,12 @@ class Record:
     def trials(self) -> tuple[Trial, ...]:
         """Every merge that was evaluated, in order."""
         return tuple(self._trials)
+
+    @property
+    def scored(self) -> bool:
+        """Whether any model has been scored; before that, the record binds a search to nothing."""
+        found = [self._attributes[name] for name in self._attributes if name.startswith("baseline:")]
+        return any(entry["items"] for entry in found) or any(trial.outcome.items for trial in self._trials)
 
     def add(self, trial: Trial, space: SearchSpace) -> None:
         """Puts one more trial on record, durably, in one transaction.
@@ -176,7 +197,7 @@ class Record:
 
     def attribute(self, name: str) -> Any:
         """Returns an attribute of the study, or None."""
-        return self._study.user_attrs.get(name)
+        return self._attributes.get(name)
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Puts an attribute on record, durably.
@@ -185,16 +206,32 @@ class Record:
             StudyError: it cannot be written, for instance because the disk is full.
         """
         self._written(lambda: self._study.set_user_attr(name, value))
+        self._attributes[name] = value
 
     def _written(self, write: Any) -> None:
         try:
             write()
-        except (optuna.exceptions.StorageInternalError, OSError) as fault:
-            cause = fault.__cause__ or fault
+        except Exception as fault:
             raise StudyError(
-                f"{self.folder / DATABASE}: cannot be written ({_first_line(cause)}); all evaluations before this"
-                " one are safe: make room, and run the same command again to go on"
+                f"{self.folder / DATABASE}: cannot be written ({_reason(fault)}); all evaluations before this one are"
+                " safe: make room where the disk is full, and run the same command again to resume"
             ) from None
+
+
+def recorded_trials(folder: Path) -> tuple[Trial, ...]:
+    """Returns the trials on record in a run's folder, which may be in use by a search.
+
+    Raises:
+        StudyError: the database cannot be read.
+    """
+    storage, _, _, trials = _read(folder / DATABASE)
+    storage.engine.dispose()
+    return tuple(trials)
+
+
+def partial(path: Path) -> Path:
+    """Returns where a file is written before it has its name; one that a kill left behind is deleted by this name."""
+    return path.with_name(f".evomerge-partial-{path.name}")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -203,7 +240,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         StudyError: it cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.partial")
+    fresh = partial(path)
     try:
         with fresh.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -211,10 +248,11 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(fresh, path)
     except OSError as fault:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise StudyError(
-            f"{path}: cannot be written ({fault.strerror}); the record is safe: make room, and run the same"
-            " command again to go on"
+            f"{path}: cannot be written ({fault.strerror}); the record is safe: make room where the disk is full, and"
+            " run the same command again to resume"
         ) from None
 
 
@@ -224,10 +262,37 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
         return optuna.storages.RDBStorage(f"sqlite:///{path.as_posix().replace('{', '{{').replace('}', '}}')}")
 
 
-def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
+def _read(path: Path) -> tuple[optuna.storages.RDBStorage, optuna.Study, dict[str, Any], list[Trial]]:
+    """Returns a database, open, and all that is in it.
+
+    Raises:
+        StudyError: it is no record of a search, or it is damaged.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = None
+    try:
+        storage = _storage(path)
+        with storage.engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
+        if found != "ok":
+            raise ValueError(f"damaged: {found}")
+        study = optuna.load_study(study_name=STUDY, storage=storage)
+        own = [frozen for frozen in study.get_trials(deepcopy=False) if "kind" in frozen.user_attrs]
+        return storage, study, dict(study.user_attrs), [_trial(number, frozen) for number, frozen in enumerate(own)]
+    # A damaged page shows in as many ways as there are things to read: text that is no JSON, rows that are not there.
+    except Exception as fault:
+        if storage is not None:
+            storage.engine.dispose()
+        raise StudyError(
+            f"{path}: cannot be opened as the record of a search ({_reason(fault)}); restore it from a copy, or use"
+            " another --run-dir"
+        ) from None
+
+
+def _trial(number: int, frozen: optuna.trial.FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
     return Trial(
-        number=frozen.number,
+        number=number,
         kind=attributes["kind"],
         genome=tuple(attributes["genome"]),
         recipe=attributes["recipe"],
@@ -236,5 +301,7 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     )
 
 
-def _first_line(fault: BaseException) -> str:
-    return (str(fault).splitlines() or [type(fault).__name__])[0]
+def _reason(fault: BaseException) -> str:
+    """Returns the first line of what is behind a fault, or its kind where it says nothing."""
+    cause = fault.__cause__ or fault
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
