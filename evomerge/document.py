@@ -8,10 +8,11 @@ Reading never runs code from a file: only YAML's plain types are built, and alia
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evomerge.errors import DocumentError
+from evomerge.paths import HERE
 
 MAX_BYTES = 4_000_000
 """A longer document is refused: recipes are a few kilobytes, so this is a wrong file."""
@@ -47,11 +49,13 @@ class Source:
         name: what to call it in messages, usually its path.
         data: plain data: dicts, lists, strings, numbers, booleans, None.
         lines: the 1-based line of every location.
+        folders: where to look for what the document names by a relative path: beside it, then in the current folder.
     """
 
     name: str
     data: Any
     lines: Mapping[Location, int]
+    folders: Sequence[Path] = HERE
 
     def fault(self, location: Location, message: str) -> str:
         """Returns one fault's line: ``name:line: path message``; the nearest known parent gives the line."""
@@ -219,13 +223,18 @@ def read(path: Path, error: type[DocumentError] = DocumentError) -> Source:
         DocumentError: (as `error`) where the file is missing, unreadable or not UTF-8, or as `parse`.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise error([f"{path}:1: {path.stat().st_size:,} bytes; a document has at most {MAX_BYTES:,}"])
-        return parse(path.read_text(encoding="utf-8"), str(path), error)
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise error([f"{path}:1: longer than a document, which has at most {MAX_BYTES:,} bytes"])
+        source = parse(data.decode(), str(path), error)
+        return dataclasses.replace(source, folders=tuple(dict.fromkeys([path.parent, *HERE])))
     except OSError as fault:
         raise error([f"{path}: cannot be read: {fault.strerror or fault}"]) from None
     except UnicodeDecodeError as fault:
         raise error([f"{path}: not UTF-8 text (byte {fault.start}); is it the right file?"]) from None
+    except ValueError as fault:  # a path with a NUL
+        raise error([f"{str(path)!r}: cannot be read: {fault}"]) from None
 
 
 def validate(source: Source, model: type[M], error: type[DocumentError] = DocumentError) -> M:
@@ -252,8 +261,11 @@ def validate(source: Source, model: type[M], error: type[DocumentError] = Docume
 
 def _fault_line(source: Source, model: type[BaseModel], fault: Any) -> str:
     """Returns our line for one of pydantic's errors."""
-    kind, found = fault["type"], fault.get("input")
+    kind, found, context = fault["type"], fault.get("input"), fault.get("ctx", {})
     location = _in_document(source.data, fault["loc"])
+    if kind == "missing" and isinstance(fault["loc"][-1], int):
+        kind, found = "too_short", list(found)
+        context = {"min_length": fault["loc"][-1] + 1}
     if kind == "missing":
         return source.fault(location, f'"{fault["loc"][-1]}" is missing; add it')
     if kind == "extra_forbidden":
@@ -261,12 +273,45 @@ def _fault_line(source: Source, model: type[BaseModel], fault: Any) -> str:
         known = [name for parent in _models_at(model, location[:-1]) for name in parent.model_fields]
         return source.fault(location, f'unknown key "{key}"{suggestion(key, known)}')
     message = str(fault["msg"]).removeprefix("Value error, ")
-    if kind.endswith(("_type", "_parsing")) or kind in {"literal_error", "enum"}:
-        expected = message.removeprefix("Input should be ")
-        message = f"expected {expected}, found {found!r}"
-    elif message.startswith("Input should be "):
-        message = f"expected {message.removeprefix('Input should be ')}, found {found!r}"
+    if kind == "model_type":
+        needed = [
+            name for one in _models_at(model, location) for name, key in one.model_fields.items() if key.is_required()
+        ]
+        context = {"keys": " with " + " and ".join(f'"{name}"' for name in needed) if needed else ""}
+    expected = _EXPECTED.get(kind) or message.partition("Input should be ")[2]
+    if expected:
+        message = f"expected {expected.format(**context)}, found {shown(found)}"
+    if kind == "string_type" and isinstance(found, int | float):
+        message += "; put it in quotes"
     return source.fault(location, message)
+
+
+_EXPECTED = {
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values{keys}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
+"""What pydantic expects, in the words of those who write YAML and not Python, by the kind of its errors."""
+
+
+def shown(value: Any) -> str:
+    """Returns a value as a message shows it: short, and as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _inside(loc: Location, outer: Location) -> bool:

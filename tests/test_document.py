@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -73,12 +74,12 @@ parameters:
     assert set(found) >= {
         'a.yaml:1: "method" is missing; add it',
         'a.yaml:1: metod: unknown key "metod"; did you mean "method"?',
-        "a.yaml:2: seed: expected greater than or equal to 0, found -1",
+        "a.yaml:2: seed: expected 0 or more, found -1",
         'a.yaml:5: sources[0].wieght: unknown key "wieght"; did you mean "weight"?',
         'a.yaml:6: base: "model" is missing; add it',
     }
-    assert any(fault.startswith("a.yaml:7: base.weight: expected a valid number") for fault in found)
-    assert any(fault.startswith("a.yaml:9: parameters.density: expected a valid number, found [1]") for fault in found)
+    assert any(fault.startswith("a.yaml:7: base.weight: expected a number") for fault in found)
+    assert any(fault.startswith("a.yaml:9: parameters.density: expected a number, found [1]") for fault in found)
 
 
 def test_a_key_that_is_near_to_none_is_told_the_known_ones():
@@ -226,8 +227,9 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
             read(tmp_path / name)
         assert key_words in str(error.value)
         assert str(error.value).startswith(str(tmp_path / name))
-    with pytest.raises(DocumentError, match="cannot be read"):
-        read(tmp_path)
+    for path in (tmp_path, tmp_path / ("x" * 5000), Path("a\0b"), Path("/dev/zero")):
+        with pytest.raises(DocumentError, match=r"cannot be read|at most 4,000,000"):
+            read(path)
     (tmp_path / "mark.yaml").write_bytes("\ufeffa: é".encode())
     assert read(tmp_path / "mark.yaml").data == {"a": "é"}
 

@@ -15,14 +15,17 @@ from evomerge.recipe import Recipe
 from evomerge.vocabulary import aligned
 
 
-def open_recipe(path: Path) -> Plan:
+def open_recipe(recipe: Recipe | Path) -> Plan:
     """Returns the plan of a recipe without holes.
+
+    Args:
+        recipe: the recipe, or its file.
 
     Raises:
         RecipeError: with a line for every fault, models that cannot be read among them.
         ArchitectureError: a model's layers cannot be found.
     """
-    recipe = Recipe.load(path)
+    recipe = Recipe.load(recipe) if isinstance(recipe, Path) else recipe
     faults = [
         recipe.fault(location, "a hole is left to search; run evomerge search, and apply its best.yaml")
         for location in recipe.holes()
@@ -56,9 +59,9 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     faults: list[str] = []
     for reference in recipe.references():
         try:
-            opened[reference] = open_checkpoint(reference)
+            opened[reference] = open_checkpoint(reference, recipe.folders)
         except CheckpointError as fault:
-            faults += str(fault).splitlines()
+            faults += recipe.model_faults(reference, fault)
     if faults:
         raise RecipeError(faults)
     if recipe.component is None:

@@ -4,12 +4,16 @@
 safetensors files are read: a pickle runs code when it is opened.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from evomerge.checkpoint.adapter import AdaptedCheckpoint
 from evomerge.checkpoint.header import TensorInfo, read_object
 from evomerge.checkpoint.hub import Reference, adapter_folder, tokenizer_folder
 from evomerge.checkpoint.reading import TEMPLATES, Checkpoint, files_beside
 from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
+from evomerge.paths import HERE
 
 __all__ = [
     "TEMPLATES",
@@ -17,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointView",
     "CheckpointWriter",
+    "Reference",
     "TensorInfo",
     "files_beside",
     "open_checkpoint",
@@ -25,17 +30,18 @@ __all__ = [
 ]
 
 
-def open_checkpoint(text: str) -> Checkpoint:
+def open_checkpoint(text: str, folders: Sequence[Path] = HERE) -> Checkpoint:
     """The model that a reference names, with its adapter where it has one, checked but not loaded.
 
     Args:
         text: ``path[@revision][+adapter[@revision]]``.
+        folders: where local paths are looked for.
 
     Raises:
         CheckpointError: one of the two cannot be found or is at fault, or they do not fit together.
     """
-    reference = Reference.parse(text)
+    reference = Reference.parse(text, folders)
     if reference.adapter_text is None:
-        return Checkpoint.open(text)
-    folder = adapter_folder(reference.adapter_text, text)
-    return AdaptedCheckpoint(Checkpoint.open(reference.model_text), text, folder)
+        return Checkpoint.open(text, folders)
+    folder = adapter_folder(reference.adapter_text, text, folders)
+    return AdaptedCheckpoint(Checkpoint.open(reference.model_text, folders), text, folder)

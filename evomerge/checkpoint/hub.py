@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.checkpoint.header import INDEX, WEIGHTS, read_object
 from evomerge.errors import CheckpointError
+from evomerge.paths import HERE, find, not_found
 
 # Everything small that a checkpoint is made of. Weights are then asked for by their exact names: a Hub
 # repository may hold the same ones again in other formats.
@@ -43,20 +45,21 @@ class Reference:
         return f"{self.adapter}@{self.adapter_revision}" if self.adapter_revision else self.adapter
 
     @classmethod
-    def parse(cls, text: str) -> Reference:
+    def parse(cls, text: str, folders: Sequence[Path] = HERE) -> Reference:
         """The parts of a reference; the longest existing folder that it starts with is the path.
 
         So a folder whose name contains ``@`` or ``+`` works as long as it exists.
 
         Args:
             text: the reference.
+            folders: where local paths are looked for.
 
         Raises:
             CheckpointError: a part is empty.
         """
-        model, rest = _path(text)
+        model, rest = _path(text, folders)
         revision, plus, last = rest.partition("+")
-        adapter, rest = _path(last)
+        adapter, rest = _path(last, folders)
         faults = (not model, revision == "@", plus and not adapter, rest == "@")
         if any(faults):
             raise CheckpointError(
@@ -64,12 +67,22 @@ class Reference:
             )
         return cls(model, revision[1:] or None, adapter or None, rest[1:] or None)
 
+    def absolute(self, folders: Sequence[Path]) -> str:
+        """The reference's text with absolute paths in place of local ones, which it means from anywhere."""
 
-def _path(text: str) -> tuple[str, str]:
+        def local(path: str) -> str:
+            found = find(path, folders, os.path.isdir)
+            return str(found.absolute()) if found else path
+
+        whole = replace(self, model=local(self.model), adapter=None if self.adapter is None else local(self.adapter))
+        return f"{whole.model_text}+{whole.adapter_text}" if self.adapter else whole.model_text
+
+
+def _path(text: str, folders: Sequence[Path]) -> tuple[str, str]:
     """The path at the start of a reference, and what follows it, from its ``@`` or ``+`` on."""
     ends = [match.start() for match in re.finditer(r"[@+]", text)]
     for end in [len(text), *reversed(ends)]:
-        if end and Path(text[:end]).expanduser().is_dir():
+        if end and find(text[:end], folders, os.path.isdir):
             return text[:end], text[end:]
     end = ends[0] if ends else len(text)
     return text[:end], text[end:]
@@ -126,34 +139,36 @@ def weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def folder_of(text: str) -> Path:
+def folder_of(text: str, folders: Sequence[Path] = HERE) -> Path:
     """The folder of a model, downloaded where it is not on this machine.
 
     Args:
         text: ``path``, ``org/name`` or ``org/name@revision``; an existing folder wins over a Hub id.
+        folders: where local paths are looked for.
 
     Raises:
         CheckpointError: no such folder and no such model on the Hub, or the Hub cannot be reached.
     """
-    return _folder(text, text, _weights)
+    return _folder(text, text, folders, _weights)
 
 
-def tokenizer_folder(text: str) -> Path:
+def tokenizer_folder(text: str, folders: Sequence[Path] = HERE) -> Path:
     """As `folder_of`, without the weights: the config, the tokenizer and the like."""
-    return _folder(text, text, lambda _: [])
+    return _folder(text, text, folders, lambda _: [])
 
 
-def adapter_folder(path: str, text: str) -> Path:
+def adapter_folder(path: str, text: str, folders: Sequence[Path] = HERE) -> Path:
     """As `folder_of`, for an adapter.
 
     Args:
         path: ``path``, ``org/name`` or ``org/name@revision``.
         text: the whole reference, for messages.
+        folders: where local paths are looked for.
 
     Raises:
         CheckpointError: as `folder_of`.
     """
-    return _folder(path, text, lambda _: ["adapter_model.safetensors"])
+    return _folder(path, text, folders, lambda _: ["adapter_model.safetensors"])
 
 
 def _weights(folder: Path) -> list[str]:
@@ -161,26 +176,26 @@ def _weights(folder: Path) -> list[str]:
     return [WEIGHTS, *(shard_names(index) if index.is_file() else ())]
 
 
-def _folder(path: str, text: str, weights: Callable[[Path], list[str]]) -> Path:
+def _folder(path: str, text: str, folders: Sequence[Path], weights: Callable[[Path], list[str]]) -> Path:
     """A local folder as it is, or the snapshot of a repository; `weights` names the large files to get."""
-    reference = Reference.parse(path)
+    reference = Reference.parse(path, folders)
     if reference.adapter is not None:
         raise CheckpointError(f"{text}: names a model with an adapter, where only one of them is expected")
-    folder = Path(reference.model).expanduser()
-    if folder.is_dir():
+    folder = find(reference.model, folders, os.path.isdir)
+    if folder is not None:
         if reference.revision is not None:
             raise CheckpointError(
                 f"{text}: {reference.model} is a folder, which has no revisions; leave out @{reference.revision}"
             )
         return folder
-    if folder.exists():
+    if find(reference.model, folders):
         raise CheckpointError(f"{text}: {path} is a file; expected the folder that holds it")
     if not _HUB_ID.fullmatch(reference.model):
-        raise CheckpointError(f"{text}: no such folder; check the path {path}, seen from {Path.cwd()}")
-    return _download(reference, weights)
+        raise CheckpointError(f"{text}: no such folder{not_found(path, folders, os.path.isdir)}")
+    return _download(reference, folders, weights)
 
 
-def _download(reference: Reference, weights: Callable[[Path], list[str]]) -> Path:
+def _download(reference: Reference, folders: Sequence[Path], weights: Callable[[Path], list[str]]) -> Path:
     """The snapshot's folder in the Hub's cache: first what is small, then the weights that it names."""
     # A quarter of a second, which a recipe of folders need not wait.
     from huggingface_hub import snapshot_download
@@ -196,16 +211,18 @@ def _download(reference: Reference, weights: Callable[[Path], list[str]]) -> Pat
         raise
     # Whatever fails in there (the Hub's errors, the HTTP client's, the disk's) is one thing to the user.
     except Exception as error:
-        at = f"{name}@{revision}" if revision else name
-        raise CheckpointError(
-            f"{at}: no folder of this name, and not to be had from the Hub "
-            f"({type(error).__name__}: {_first_line(error)}); check the name and the revision, unset "
-            "HF_HUB_OFFLINE, log in with `hf auth login` where the model is private or gated, or download it "
-            f"elsewhere with `hf download {name}` and name the folder"
-        ) from error
+        tried = not_found(name, folders, os.path.isdir)
+        text = f"{reference.model_text}: no such folder{tried}"
+        if "did you mean" not in tried:
+            text += (
+                f"; and not available from the Hub ({type(error).__name__}: {_first_sentence(error)}): check the name"
+                " and the revision, unset HF_HUB_OFFLINE, log in with `hf auth login` where the model is private or"
+                f" gated, or download it elsewhere with `hf download {name}` and name the folder"
+            )
+        raise CheckpointError(text) from error
     return folder
 
 
-def _first_line(error: Exception) -> str:
-    """The first line of an error's text; the rest is advice for programmers."""
-    return next(iter(str(error).strip().splitlines()), "no reason given")
+def _first_sentence(error: Exception) -> str:
+    """The first sentence of an error's text; the rest is advice for programmers."""
+    return next(iter(str(error).strip().splitlines()), "no reason given").split(". ")[0]

@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -21,6 +21,7 @@ from torch import Tensor
 from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, read_header, read_object
 from evomerge.checkpoint.hub import folder_of, weight_map
 from evomerge.errors import CheckpointError
+from evomerge.paths import HERE
 
 # The folder in which transformers keeps the chat templates beside the default one.
 TEMPLATES = "additional_chat_templates"
@@ -84,17 +85,18 @@ class Checkpoint:
         self._fingerprint: str | None = None
 
     @classmethod
-    def open(cls, reference: str) -> Checkpoint:
+    def open(cls, reference: str, folders: Sequence[Path] = HERE) -> Checkpoint:
         """The checkpoint that a reference names, checked but not loaded.
 
         Args:
             reference: ``path``, ``org/name`` or ``org/name@revision``. An existing folder wins over a Hub
                 id; a Hub id is downloaded into the Hub's cache.
+            folders: where local paths are looked for.
 
         Raises:
             CheckpointError: it cannot be found, or a file is missing, truncated, unsafe or inconsistent.
         """
-        return cls(reference, folder_of(reference))
+        return cls(reference, folder_of(reference, folders))
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.reference!r}: {len(self.tensors)} tensors, {self.nbytes:,} bytes)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import RecipeError
-from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice
+from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice, TokensName
 from evomerge.recipe.tokens import TokenizerSection
 from evomerge.recipe.values import Hole, Number
 
@@ -49,6 +49,10 @@ class TaskEntry(Strict):
     weight: float = Field(default=1.0, ge=1e-6, le=1e6)
 
 
+MOST_EVALUATIONS = 1_000_000
+"""More are refused: a search of a second each would take eleven days."""
+
+
 class SearchSettings(Strict):
     """How the holes are searched.
 
@@ -57,16 +61,25 @@ class SearchSettings(Strict):
         evaluations: candidates to score, the parents and their mean not counted.
         seed: seeds every random choice of the search.
         sigma: CMA-ES's first step, as a fraction of each range; by default a sixth.
-        population: candidates a generation; by default 4 + floor(3 ln n) for n numbers.
+        population: candidates a generation, no more than `evaluations`; by default 4 + floor(3 ln n) for n numbers.
         normalize: map each task's score to its parents' range before the weighted mean.
     """
 
     optimizer: str = "cma-es"
-    evaluations: int = Field(default=200, ge=1)
+    evaluations: int = Field(default=200, ge=1, le=MOST_EVALUATIONS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     sigma: float | None = Field(default=None, gt=0, le=1)
     population: int | None = Field(default=None, ge=2)
     normalize: bool = False
+
+    @model_validator(mode="after")
+    def _bounded(self) -> SearchSettings:
+        if self.population is not None and self.population > self.evaluations:
+            raise ValueError(
+                f"population is {self.population:,}, more than the {self.evaluations:,} evaluations; a search makes"
+                " several generations of that many candidates"
+            )
+        return self
 
 
 class Recipe(Strict):
@@ -100,7 +113,7 @@ class Recipe(Strict):
     parameters: Section = Field(default_factory=dict)
     dtype: DType | None = None
     out_dtype: DType | None = None
-    tokenizer_source: ModelName | None = None
+    tokenizer_source: TokensName | None = None
     tokenizer: TokenizerSection | None = None
     chat_template: str | None = None
     name: str | None = None
@@ -144,9 +157,23 @@ class Recipe(Strict):
         recipe._source = source
         return recipe
 
+    @property
+    def folders(self) -> Sequence[Path]:
+        """Where local paths are looked for: beside the recipe's file, then in the current folder."""
+        return (self._source or _NOWHERE).folders
+
     def fault(self, location: Location, message: str) -> str:
         """Returns a fault's line, with the file and line where `location` lies."""
-        return (self._source or Source("recipe", {}, {})).fault(location, message)
+        return (self._source or _NOWHERE).fault(location, message)
+
+    def model_faults(self, name: str, error: Exception) -> list[str]:
+        """Returns the lines of what is wrong with a model, with the place where the recipe first names it."""
+        places = (place for place, part in _parts(self, ()) if part == name and place[-1] in _MODEL_KEYS)
+        place = next(places, ())
+        lines = str(error).splitlines()
+        if self._source is None:
+            return lines
+        return [self.fault(place, line if line.startswith(name) else f"{name}: {line}") for line in lines]
 
     def modules_by_place(self) -> dict[Location, Module]:
         """Returns every module with its place; a recipe of models or slices is one module, at ``()``."""
@@ -182,7 +209,7 @@ class Recipe(Strict):
 
     def holes(self) -> dict[Location, Hole]:
         """Returns every hole with its place in the document, in the document's order."""
-        return dict(_holes(self, ()))
+        return {place: part for place, part in _parts(self, ()) if isinstance(part, Hole)}
 
     def fill(self, values: Mapping[Location, Number | tuple[Number, ...]]) -> Recipe:
         """Returns the recipe with numbers, or gradients, in place of the holes at the given places.
@@ -208,6 +235,10 @@ class Recipe(Strict):
         kept._source = self._source
         return kept
 
+    def with_models(self, rename: Callable[[str], str]) -> Recipe:
+        """Returns the recipe with other names for its models."""
+        return Recipe.model_validate(self.as_data(), context=rename)
+
     def as_data(self) -> dict[str, Any]:
         """Returns the document as plain dicts, lists, numbers and strings; only what was given."""
         data: dict[str, Any] = _plain(self.model_dump(mode="python", exclude_unset=True))
@@ -227,18 +258,23 @@ class Recipe(Strict):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _holes(value: Any, location: Location) -> Iterator[tuple[Location, Hole]]:
-    if isinstance(value, Hole):
-        yield location, value
-    elif isinstance(value, Strict):
+_NOWHERE = Source("recipe", {}, {})
+_MODEL_KEYS = frozenset({"model", "base_model", "language_of"})
+
+
+def _parts(value: Any, location: Location) -> Iterator[tuple[Location, Any]]:
+    """Yields every hole and every plain value with its place."""
+    if isinstance(value, Strict) and not isinstance(value, Hole):
         for name in type(value).model_fields:
-            yield from _holes(getattr(value, name), (*location, name))
+            yield from _parts(getattr(value, name), (*location, name))
     elif isinstance(value, dict):
         for key, part in value.items():
-            yield from _holes(part, (*location, key))
+            yield from _parts(part, (*location, key))
     elif isinstance(value, tuple):
         for i, part in enumerate(value):
-            yield from _holes(part, (*location, i))
+            yield from _parts(part, (*location, i))
+    else:
+        yield location, value
 
 
 def _filled(value: Any, location: Location, values: Mapping[Location, Any]) -> Any:

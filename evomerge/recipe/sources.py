@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from evomerge.document import Strict, suggestion
+from evomerge.document import Strict, shown, suggestion
 from evomerge.recipe.values import Value
 
 _PATH_KEYS = ("path", "revision")
@@ -18,15 +18,25 @@ def _path(raw: Any) -> str:
     if isinstance(raw, str):
         return raw
     if not isinstance(raw, dict) or not isinstance(raw.get("path"), str):
-        raise ValueError(f'expected a folder or a Hub id, or a mapping with "path", found {raw!r}')
+        raise ValueError(f'expected a folder or a Hub id, or a mapping with "path", found {shown(raw)}')
     _check_keys(raw, _PATH_KEYS)
     revision = raw.get("revision")
     if revision is not None and not isinstance(revision, str):
-        raise ValueError(f"revision is {revision!r}; expected text: put it in quotes")
+        raise ValueError(f"revision is {shown(revision)}; expected text: put it in quotes")
     return f"{raw['path']}@{revision}" if revision else raw["path"]
 
 
-def _model_name(raw: Any) -> Any:
+def _model_name(raw: Any, info: ValidationInfo) -> Any:
+    """Returns a model as text, under its other name where the context has one, see `Recipe.with_models`."""
+    text = _model_text(raw)
+    return info.context(text) if info.context and isinstance(text, str) else text
+
+
+def _tokens_name(raw: Any, info: ValidationInfo) -> Any:
+    return raw if raw in ("base", "union") else _model_name(raw, info)
+
+
+def _model_text(raw: Any) -> Any:
     """Returns a model as text, where it is given as a mapping of its parts, as mergekit writes some."""
     if not isinstance(raw, dict):
         return raw
@@ -48,6 +58,9 @@ def _check_keys(raw: dict[str, Any], known: tuple[str, ...]) -> None:
 
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 """A model as recipes name it: ``path[@revision][+adapter[@revision]]``; a mapping of these parts becomes that text."""
+
+TokensName = Annotated[str, BeforeValidator(_tokens_name)]
+"""Whose vocabulary: ``base``, ``union``, or a model."""
 
 
 def _section(raw: Any) -> Any:

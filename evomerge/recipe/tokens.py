@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from evomerge.document import Strict
-from evomerge.recipe.sources import ModelName
+from evomerge.recipe.sources import ModelName, TokensName
 
 
 class ModelToken(Strict):
@@ -77,6 +77,6 @@ class TokenizerSection(Strict):
         pad_to_multiple_of: the number of rows of the embeddings is rounded up to a multiple of it.
     """
 
-    source: ModelName = "union"
+    source: TokensName = "union"
     tokens: Annotated[dict[str, TokenEntry], BeforeValidator(_tokens)] = Field(default_factory=dict)
     pad_to_multiple_of: int | None = Field(default=None, ge=1)

@@ -9,9 +9,12 @@ from typing import Annotated, Any, TypeGuard
 
 from pydantic import BeforeValidator, Discriminator, PlainValidator, Tag, model_validator
 
-from evomerge.document import Strict
+from evomerge.document import Strict, shown
 
 Number = bool | int | float
+
+MOST_LAYERS = 10_000
+"""More numbers along the depth are refused before memory is asked for them: no model is so deep."""
 
 
 class Hole(Strict):
@@ -35,14 +38,16 @@ class Hole(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Hole:
         low, high = self.search
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"search is [{low:g}, {high:g}], but a range goes from low to high")
+        if not (low < high and math.isfinite(high - low)):
+            raise ValueError(f"search is [{low:g}, {high:g}], but a range goes from a low number to a high one")
         if self.init is not None and not low <= self.init <= high:
             raise ValueError(f"init is {self.init:g}, outside search [{low:g}, {high:g}]; put it inside")
         if self.log and low <= 0:
             raise ValueError(f"log needs search to start above 0, found {low:g}")
-        if self.layers is not None and self.layers < 1:
-            raise ValueError(f"layers is {self.layers}, but at least one number is searched; use 1 or more")
+        if self.log and not math.isfinite(high / low):
+            raise ValueError(f"search is [{low:g}, {high:g}], too wide for its logarithm; start it higher")
+        if self.layers is not None and not 1 <= self.layers <= MOST_LAYERS:
+            raise ValueError(f"layers is {shown(self.layers)}; it is a number of layers, from 1 to {MOST_LAYERS}")
         if self.interpolate and (self.layers is None or self.layers < 2):
             raise ValueError("interpolate needs layers: 2 or more, the points between which it interpolates")
         return self
@@ -66,9 +71,11 @@ def _number(raw: Any) -> Number:
     if isinstance(raw, str):
         with contextlib.suppress(ValueError):
             return _number(float(raw))
-    if isinstance(raw, bool | int) or (isinstance(raw, float) and math.isfinite(raw)):
-        return raw
-    raise ValueError(f"expected a number, true, false, a list of them or {{search: [low, high]}}, found {raw!r}")
+    # An integer may be too long for a float, in which all is computed.
+    with contextlib.suppress(OverflowError):
+        if isinstance(raw, bool | int | float) and math.isfinite(raw):
+            return raw
+    raise ValueError(f"expected a number, true, false, a list of them or {{search: [low, high]}}, found {shown(raw)}")
 
 
 Scalar = Annotated[Number, PlainValidator(_number)]

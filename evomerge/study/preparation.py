@@ -15,6 +15,7 @@ from evomerge.build.residence import Place
 from evomerge.checkpoint import Checkpoint
 from evomerge.document import Location, suggestion
 from evomerge.errors import EvomergeError, RecipeError, TaskError
+from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.search import OPTIMIZERS, SearchSpace
 from evomerge.tasks import Task
@@ -80,11 +81,11 @@ class Preparation:
         return residence(self.source_bytes + self.first.layout.kept_bytes, self.live_bytes(device), device)
 
 
-def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = None) -> Preparation:
-    """Returns the search in the recipe `path`, checked as far as that goes without loading weights.
+def prepare(recipe: Recipe | Path, *, evaluations: int | None = None, seed: int | None = None) -> Preparation:
+    """Returns the search of a recipe, checked as far as that goes without loading weights.
 
     Args:
-        path: the recipe file.
+        recipe: the recipe, or its file.
         evaluations: takes the place of the recipe's own number.
         seed: takes the place of the recipe's own.
 
@@ -94,7 +95,7 @@ def prepare(path: Path, *, evaluations: int | None = None, seed: int | None = No
         TaskError: a task or its data is at fault.
         ArchitectureError: a model's layers cannot be found.
     """
-    recipe = Recipe.load(path)
+    recipe = Recipe.load(recipe) if isinstance(recipe, Path) else recipe
     given = {"evaluations": evaluations, "seed": seed}
     settings = (recipe.search or SearchSettings()).model_copy(
         update={name: value for name, value in given.items() if value is not None}
@@ -137,7 +138,13 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
     found: dict[str, Task] = {}
     for i, entry in enumerate(recipe.tasks):
         try:
-            task = Task.load(entry.task)
+            path = find(entry.task, recipe.folders)
+            if path is None:
+                faults.append(
+                    recipe.fault(("tasks", i, "task"), f"no file {entry.task}{not_found(entry.task, recipe.folders)}")
+                )
+                continue
+            task = Task.load(path)
             task.check()
         except TaskError as fault:
             faults += fault.faults

@@ -14,6 +14,7 @@ import transformers
 
 import evomerge
 from evomerge.build import Planner, Sources, compute_device, compute_dtype
+from evomerge.checkpoint import Reference
 from evomerge.errors import EvaluationError, MergeError, RecipeError, StudyError
 from evomerge.evaluator import Evaluator, Split
 from evomerge.recipe import Recipe
@@ -324,7 +325,12 @@ class Study:
             f"The best merge of {self.folder.name}: trial {best.number}, search score {best.objective:.4f}.\n"
             f"Make its model: evomerge apply {self.folder / 'best.yaml'} OUT_DIR"
         )
-        write_atomically(self.folder / "best.yaml", Recipe.parse(best.recipe).to_yaml(head))
+        folders = self.preparation.recipe.folders
+
+        def anywhere(name: str) -> str:
+            return Reference.parse(name, folders).absolute(folders)
+
+        write_atomically(self.folder / "best.yaml", Recipe.parse(best.recipe).with_models(anywhere).to_yaml(head))
 
 
 def _identity(preparation: Preparation) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def aligned(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str, Check
             sizes[model] = _rows(checkpoint)
             tokenizers[model] = ModelTokenizer.read(folder, model, sizes[model])
         except CheckpointError as fault:
-            faults += str(fault).splitlines()
+            faults += recipe.model_faults(model, fault)
     if faults:
         raise RecipeError(faults)
     try:
@@ -217,7 +217,7 @@ def _output(recipe: Recipe, section: TokenizerSection, tokenizers: Mapping[str, 
     if section.source in tokenizers:
         return tokenizers[section.source]
     # A model that is not merged gives its tokenizer alone.
-    return ModelTokenizer.read(tokenizer_folder(section.source), section.source, None)
+    return ModelTokenizer.read(tokenizer_folder(section.source, recipe.folders), section.source, None)
 
 
 def _union(tokenizers: list[ModelTokenizer]) -> ModelTokenizer:

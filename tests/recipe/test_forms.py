@@ -41,7 +41,7 @@ def test_a_model_may_be_text_or_its_parts(written: str, name: str):
         ("{modle: a}", '"model" or "path"'),
         ("{model: a, loras: b}", 'unknown key "loras"; did you mean "lora"'),
         ("{model: {path: a, revision: 3}}", "revision is 3"),
-        ("[a]", "expected a valid string"),
+        ("[a]", "expected text"),
     ],
 )
 def test_what_is_no_model_is_refused(written: str, words: str):

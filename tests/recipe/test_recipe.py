@@ -254,3 +254,73 @@ def test_the_first_filter_that_matches_decides():
 def test_a_hole_has_no_value_until_it_is_filled():
     with pytest.raises(TypeError, match="fill"):
         resolve(Hole(search=(0, 1)), "x", 0.0)
+
+
+FORM = "merge_method: linear\nmodels: [{model: a, parameters: {weight: %s}}]\n%s"
+
+
+@pytest.mark.parametrize(
+    ("value", "rest", "fault"),
+    [
+        ("{search: [-1.0e+308, 1.0e+308]}", "", "r:2: models[0].parameters.weight: search is [-1e+308, 1e+308], but"),
+        ("{search: [1.0e-308, 1.0e+308], log: true}", "", "too wide for its logarithm"),
+        ("{search: [0, 1], layers: 10000000, interpolate: true}", "", "layers is 10000000; it is a number of layers"),
+        ("9" * 400, "", "r:2: models[0].parameters.weight: expected a number, true, false, a list"),
+        ("[1, -" + "9" * 400 + "]", "", "r:2: models[0].parameters.weight[1]: expected a number"),
+        ("1", "search: {sigma: " + "9" * 400 + "}", "r:3: search.sigma: expected a number, found 9999"),
+        ("1", "search: {population: 10000000}", "r:3: search: population is 10,000,000, more than the 200 evaluations"),
+        ("1", "search: {evaluations: 10000000}", "r:3: search.evaluations: expected 1000000 or less, found 10000000"),
+        ("1", "search: {seed: 4294967296}", "r:3: search.seed: expected less than 4294967296, found 4294967296"),
+        ("1", "tasks: [x]", "r:3: tasks[0]: expected a mapping of keys to values with \"task\", found 'x'"),
+        ("1", "tasks: x", "r:3: tasks: expected a list, found 'x'"),
+        ("1", "base_model: 3", "r:3: base_model: expected text, found 3; put it in quotes"),
+        ("1", "search: {normalize: maybe}", "r:3: search.normalize: expected true or false, found 'maybe'"),
+        ("1", "search:", None),
+        ("{search: [1]}", "", "r:2: models[0].parameters.weight.search: expected a list of at least 2, found [1]"),
+        ("{search: [1, 2, 3]}", "", "weight.search: expected a list of at most 2, found [1, 2, 3]"),
+    ],
+)
+def test_what_is_out_of_bounds_or_of_another_kind_is_told_in_plain_words(value, rest, fault):
+    if fault is None:
+        assert Recipe.parse(FORM % (value, rest), "r").search is None
+        return
+    with pytest.raises(RecipeError) as error:
+        Recipe.parse(FORM % (value, rest), "r")
+    (line,) = error.value.faults
+    assert fault in line
+    assert len(line) < 200
+    for jargon in ("valid", "instance of", "tuple", "dictionary", "integer", "Input should", "None"):
+        assert jargon not in line
+
+
+def test_models_get_other_names_wherever_they_are_named_and_nothing_else_does():
+    text = """\
+merge_method: linear
+base_model: base
+slices:
+  - sources: [{model: {model: a, lora: l}, layer_range: [0, 1], parameters: {weight: 1}}]
+    base_model: union
+tokenizer: {source: base, tokens: {a: {source: a}, b: {source: {kind: model_token, model: b, token: a}}}}
+chat_template: a
+name: base
+"""
+    renamed = Recipe.parse(text).with_models(lambda name: f"/x/{name}").as_data()
+    assert renamed == {
+        "merge_method": "linear",
+        "base_model": "/x/base",
+        "slices": [
+            {
+                "sources": [{"model": "/x/a+l", "layer_range": [0, 1], "parameters": {"weight": 1}}],
+                "base_model": "/x/union",
+            }
+        ],
+        "tokenizer": {
+            "source": "base",
+            "tokens": {
+                "a": {"source": "/x/a"},
+                "b": {"source": {"kind": "model_token", "model": "/x/b", "token": "a"}},
+            },
+        },
+        "chat_template": "a",
+        "name": "base",
+    }
