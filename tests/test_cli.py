@@ -1,21 +1,51 @@
 """The command line as a user meets it: help, faults, and the way from a search to a model that scores the same."""
 
+import contextlib
+import io
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from evomerge.cli import INTERRUPTED, main
+from evomerge.cli.app import out as console
+from evomerge.recipe import Recipe
 from evomerge.study import Record
 from tests.study.search_case import write_case
 
 
 def evomerge(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evomerge", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    """What the command does, in this process: importing torch again for each takes seconds."""
+    command = ["evomerge", *map(str, arguments)]
+    before, handler = sys.argv, signal.getsignal(signal.SIGINT)
+    sys.argv = command
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as err,
+            pytest.raises(SystemExit) as end,
+        ):
+            main()
+    finally:
+        sys.argv = before
+        signal.signal(signal.SIGINT, handler)
+    return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), err.getvalue())
+
+
+def in_a_process(code: str, *arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
+    """What the command does in a process of its own, where `code` runs after evomerge.cli is imported."""
+    script = f"import os, signal, sys\nfrom evomerge.cli import main\n{code}\nmain()"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, input=text, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +56,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 
 
 def test_help_shows_examples_and_needs_no_torch():
-    slow = "import sys, evomerge.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    slow = "import sys, evomerge.cli.app; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", slow], check=False).returncode == 0
+    # Ctrl-C is handled from here on.
+    slow = "import sys, evomerge.cli; assert not {'typer', 'rich', 'pydantic', 'yaml'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", slow], check=False).returncode == 0
     text = evomerge("--help").stdout
     for command in ("search", "apply", "eval", "check", "runs"):
         assert command in text
         assert f"Example: evomerge {command}" in evomerge(command, "--help").stdout
+        assert evomerge(command, "-h").stdout == evomerge(command, "--help").stdout
+    assert evomerge("-h").stdout == text
 
 
 def test_a_search_ends_with_a_table_and_a_plain_sentence(found):
@@ -117,3 +152,238 @@ def test_a_search_in_a_folder_of_another_is_refused_and_its_record_kept(found):
     assert "started with other search settings" in done.stderr
     with Record(folder / "run") as record:
         assert len(record.trials) == 7
+
+
+def relative(folder: Path) -> str:
+    """The recipe with its models and tasks as they are named beside it."""
+    return (folder / "recipe.yaml").read_text().replace(f"{folder}/", "")
+
+
+def test_models_and_tasks_are_looked_for_beside_the_recipe_first_and_then_in_the_current_folder(
+    found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = found
+    monkeypatch.chdir(tmp_path)
+    beside = folder / "beside.yaml"
+    beside.write_text(relative(folder))
+    assert evomerge("check", beside).returncode == 0
+    elsewhere = tmp_path / "recipes" / "elsewhere.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(relative(folder))
+    assert evomerge("check", elsewhere).returncode == 1
+    monkeypatch.chdir(folder)
+    assert evomerge("check", elsewhere).returncode == 0
+    # What lies beside it wins: here one model of another width.
+    shutil.copytree(folder / "a", elsewhere.parent / "a")
+    (elsewhere.parent / "a" / "config.json").write_text("{")
+    refused = evomerge("check", elsewhere)
+    assert f"{elsewhere}:4: models[0].model: a: " in refused.stderr
+    assert str(elsewhere.parent / "a" / "config.json") in refused.stderr
+
+
+def test_a_path_that_is_wrong_is_told_with_its_line_where_it_was_looked_for_and_what_is_near(
+    found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = found
+    monkeypatch.chdir(tmp_path)
+    (folder / "models").mkdir()
+    (folder / "models" / "addition").mkdir()
+    bad = folder / "bad.yaml"
+    text = (
+        relative(folder)
+        .replace("model: a\n", "model: models/additon\n")
+        .replace("model: b\n", "model: mdels/addition\n")
+    )
+    bad.write_text(text.replace("likely.yaml", "likly.yaml"))
+    told = evomerge("check", bad).stderr
+    tried = f"in {folder} or in {tmp_path}"
+    for line in (
+        f'{bad}:4: models[0].model: models/additon: no such folder {tried}; did you mean "models/addition"?',
+        f'{bad}:6: models[1].model: mdels/addition: no such folder {tried}; did you mean "models/addition"?',
+        f'{bad}:10: tasks[0].task: no file tasks/likly.yaml {tried}; did you mean "tasks/likely.yaml"?',
+    ):
+        assert line in told.splitlines()
+    assert "Hub" not in told
+    told = evomerge("eval", f"{folder}/models/additon", folder / "tasks" / "likely.yaml").stderr
+    assert f'did you mean "{folder}/models/addition"?' in told
+
+
+def test_the_best_recipe_of_a_run_is_applied_from_anywhere_by_its_folder(
+    found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = found
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(relative(folder))
+    monkeypatch.chdir(folder)
+    assert evomerge("search", recipe, "--run-dir", tmp_path / "run", "--evaluations", 1).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert Recipe.load(tmp_path / "run" / "best.yaml").base_model == str(folder / "base")
+    assert evomerge("check", tmp_path / "run").returncode == 0
+    assert evomerge("apply", tmp_path / "run", "merged").returncode == 0
+    task = folder / "tasks" / "likely.yaml"
+    scores = [json.loads(evomerge("eval", model, task, "--json").stdout)["scores"] for model in ("run", "merged")]
+    assert scores[0] == scores[1]
+    (tmp_path / "empty").mkdir()
+    assert "without best.yaml" in evomerge("apply", tmp_path / "empty", "out").stderr
+
+
+NAMES = {"base": ":smile: base", "a": "x[/y]", "b": "[v2] add", "likely": "[red]likely"}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_shown_as_they_are_whatever_they_look_like(
+    found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+):
+    folder, _ = found
+    text = relative(folder)
+    for name in ("base", "a", "b"):
+        shutil.copytree(folder / name, tmp_path / NAMES[name])
+        text = text.replace(f"model: {name}\n", f"model: '{NAMES[name]}'\n")
+    shutil.copytree(folder / "tasks", tmp_path / "tasks")
+    (tmp_path / "tasks" / "likely.yaml").rename(tmp_path / "tasks" / f"{NAMES['likely']}.yaml")
+    text = text.replace("tasks/likely.yaml", f"'tasks/{NAMES['likely']}.yaml'")
+    (tmp_path / "[bold]r.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "_force_terminal", terminal)
+    monkeypatch.setattr(console, "_width", 120)
+    done = evomerge("search", "[bold]r.yaml", "--evaluations", 1)
+    assert done.returncode == 0, done.stderr
+    for name in (*NAMES.values(), "runs/[bold]r/best.yaml"):
+        assert name in done.stdout, name
+    assert all(f"│ {NAMES[name]}" in done.stdout for name in ("base", "b"))
+    scored = evomerge("eval", NAMES["a"], tmp_path / "tasks" / f"{NAMES['likely']}.yaml")
+    assert f"│ {NAMES['likely']}" in scored.stdout
+
+
+def test_a_name_in_a_fault_does_not_steer_the_terminal(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text('merge_method: linear\nmodels: [{model: "\\e[2Jx\\0"}]\n')
+    told = evomerge("check", tmp_path / "r.yaml").stderr
+    assert "models[0].model: \\x1b[2Jx\\x00: no such folder" in told
+
+
+def test_tables_fit_40_columns(found, monkeypatch: pytest.MonkeyPatch):
+    folder, whole = found
+    assert "│ mean of the parents │" in whole.stdout
+    monkeypatch.setattr(console, "_width", 40)
+    done = evomerge("search", folder / "recipe.yaml", "--run-dir", folder / "run", "--evaluations", 6)
+    table = re.search(r"Higher is better.*?(?=\n(Beaten|Not beaten|Undecided))", done.stdout, re.DOTALL)
+    scored = evomerge("eval", folder / "a", folder / "tasks" / "likely.yaml", "--split", "both").stdout
+    for text in (table[0], scored):
+        assert max(map(len, text.splitlines())) <= 40
+        assert "…" not in text
+    figures = re.findall(r"\d\.\d{3}", whole.stdout[whole.stdout.index("Higher") : whole.stdout.index("eaten:")])
+    assert len(figures) > 20
+    assert re.findall(r"\d\.\d{3}", table[0]) == figures
+
+
+def test_a_recipe_from_a_pipe_is_read_once(found):
+    folder, _ = found
+    done = in_a_process("", "check", "/dev/stdin", text=(folder / "recipe.yaml").read_text())
+    assert "OK: ready to search" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("search", "RECIPE", "--seed", 2**32), 2, "--seed"),
+        (("search", "RECIPE", "--evaluations", 10**400), 2, "--evaluations"),
+        (("check", "x" * 5000), 1, "too long"),
+        (("search", "x" * 5000), 1, "too long"),
+        (("apply", "x" * 5000, "out"), 1, "too long"),
+        (("eval", "x" * 5000, "TASK"), 1, "no such folder"),
+        (("eval", "~nobody/" + "x" * 5000, "TASK"), 1, "no such folder"),
+        (("eval", "MODEL", "x" * 5000), 1, "too long"),
+        (("eval", "MODEL", "TASK", "--split", "[/x]"), 2, '"[/x]"'),
+        (("check", "RECIPE", "--device", "[/x]"), 1, "[/x]"),
+        (("[/x]",), 2, "[/x]"),
+    ],
+)
+def test_what_is_typed_wrongly_is_told_in_a_line(found, arguments, status, words):
+    folder, _ = found
+    known = {"RECIPE": folder / "recipe.yaml", "MODEL": folder / "a", "TASK": folder / "tasks" / "likely.yaml"}
+    done = evomerge(*(known.get(argument, argument) for argument in arguments))
+    assert done.returncode == status
+    assert words in done.stderr
+    assert "a bug in evomerge" not in done.stderr
+
+
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def bug() -> None:
+    raise ZeroDivisionError("one")
+
+
+_due: dict[str, Callable[[], None]] = {}
+
+
+@pytest.fixture(autouse=True)
+def nothing_due():
+    yield
+    _due.clear()
+
+
+def _at_open(event: str, arguments: tuple[object, ...]) -> None:
+    """Does once what is due when a file with that name's end is opened."""
+    if event == "open":
+        for end in [end for end in _due if str(arguments[0]).endswith(end)]:
+            _due.pop(end)()
+
+
+sys.addaudithook(_at_open)
+
+
+@pytest.mark.parametrize(
+    "module", ["typer", "rich.console", "torch", "numpy._core._multiarray_umath", "evomerge.study"]
+)
+def test_ctrl_c_while_modules_are_imported_says_one_line(found, module):
+    folder, _ = found
+    code = (
+        f"due = [{module!r}]\n"
+        "def hook(event, a):\n"
+        "    if event == 'import' and a[0] in due: due.remove(a[0]); os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(hook)"
+    )
+    done = in_a_process(code, "check", folder / "recipe.yaml")
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "Stopped.\n")
+
+
+def test_ctrl_c_says_one_true_line_in_every_command(found, tmp_path: Path):
+    folder, _ = found
+    recipe, best = folder / "recipe.yaml", folder / "run" / "best.yaml"
+    task = folder / "tasks" / "likely.yaml"
+    run = tmp_path / "run"
+    search = ("search", recipe, "--run-dir", run, "--evaluations", 2)
+    for name, arguments, line in (
+        ("rows.jsonl", ("eval", folder / "a", task), "Stopped: not all is scored, so no score is shown."),
+        ("config.json", search, "Stopped: nothing is scored yet; the same command continues the search."),
+        (
+            "-result.json",
+            search,
+            f"Stopped: the best recipe so far is {run / 'best.yaml'}; the same command continues the search.",
+        ),
+        ("model.safetensors", ("apply", best, tmp_path / "out"), f"Stopped: {tmp_path / 'out'} is as it was."),
+    ):
+        _due[name] = ctrl_c
+        done = evomerge(*arguments)
+        assert not _due
+        assert (done.returncode, done.stderr) == (INTERRUPTED, f"{line}\n"), arguments
+    assert sorted(os.listdir(tmp_path)) == ["run"]
+    assert evomerge(*search).returncode == 0
+
+
+def test_what_nobody_foresaw_is_one_line_and_its_traceback_is_in_the_file_that_it_names(
+    found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = found
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _due["config.json"] = bug
+    done = evomerge("check", folder / "recipe.yaml")
+    (report,) = tmp_path.iterdir()
+    told = f"ZeroDivisionError: one: a bug in evomerge; please report it with the traceback in {report}"
+    assert (done.returncode, done.stderr) == (1, f"error {told}\n")
+    text = report.read_text()
+    assert "Traceback" in text
+    assert "recipe.yaml" in text
+    assert "open_checkpoint" in text

@@ -36,7 +36,7 @@ def compute_device(device: str) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as fault:
         reason = (str(fault).splitlines() or ["unknown"])[0]
-        raise EvaluationError(f"--device {device}: not to be had here ({reason}); use cpu, cuda, mps or auto") from None
+        raise EvaluationError(f"--device {device}: not available here ({reason}); use cpu, cuda, mps or auto") from None
     return found
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import evomerge
-from evomerge.errors import DocumentError, EvomergeError
+from evomerge.cli import stoppable
+from evomerge.errors import RecipeError
 
 app = typer.Typer(
     name="evomerge",
@@ -28,45 +30,44 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=False)
-err = Console(stderr=True)
-
-INTERRUPTED = 130
-"""The exit status of a process that SIGINT ended, as shells give it."""
+# Names of models, files and tasks are printed as they are, whatever they look like.
+out = Console(markup=False, emoji=False, highlight=False)
+say = partial(out.print, soft_wrap=True)
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
+RecipeOrRun = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; or a run's folder.", show_default=False),
+]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the fastest, several GPUs where one is too small.")
 ]
 
 
-def main() -> None:
-    """Runs the command line; an error of ours ends it with its text and status 1."""
-    # Before any of these is imported: a search's own lines are all that a terminal shows.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        app()
-    except DocumentError as fault:
-        err.print(f"[red]{len(fault.faults)} fault{'s' * (len(fault.faults) > 1)}[/red]", highlight=False)
-        for line in fault.faults:
-            err.print(line, markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except EvomergeError as fault:
-        err.print("[red]error[/red] ", end="")
-        err.print(str(fault), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
-    finally:
-        # Or Python looks through all of torch's objects, half a second long, for some to free before the system does.
-        gc.freeze()
+def _recipe_file(path: Path) -> Path:
+    """Returns the recipe that `path` means: a run's folder stands for its best.yaml.
+
+    Raises:
+        RecipeError: it is a folder and has none.
+    """
+    if not os.path.isdir(path):  # which takes a name that is too long for one of no folder
+        return path
+    if (path / "best.yaml").is_file():
+        return path / "best.yaml"
+    raise RecipeError([f"{path}: is a folder without best.yaml; name a recipe, or the folder of a run that has scored"])
+
+
+def _waiting(text: str) -> AbstractContextManager[object]:
+    """Returns what shows `text` while something goes on, where there is a terminal to show it on."""
+    return out.status(Text(text)) if out.is_terminal else nullcontext()
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"evomerge {evomerge.__version__}", highlight=False)
+        say(f"evomerge {evomerge.__version__}")
         raise typer.Exit
 
 
@@ -86,9 +87,11 @@ def search(
         Path | None, typer.Option(help="The run's folder; runs/ and the recipe's name by default.", show_default=False)
     ] = None,
     evaluations: Annotated[
-        int | None, typer.Option(min=1, help="Candidates to score, instead of the recipe's own number.")
+        int | None, typer.Option(min=1, max=1_000_000, help="Candidates to score, instead of the recipe's own number.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The search's seed, instead of the recipe's own.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="The search's seed, instead of the recipe's own.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Fill a recipe's holes by evolution; start it again to go on.
@@ -102,50 +105,45 @@ def search(
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
     from evomerge.build import compute_device
-    from evomerge.cli.display import SearchDisplay, conclusion_table
+    from evomerge.cli.display import SearchDisplay, conclusion_table, fitted
     from evomerge.cli.quantities import duration
     from evomerge.study import Study, conclude, prepare
 
-    compute_device(device)
-    with out.status("Checking the recipe, its models and tasks") if out.is_terminal else nullcontext():
-        preparation = prepare(recipe, evaluations=evaluations, seed=seed)
     folder = run_dir or Path("runs") / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
-    out.print(_summary(recipe, preparation, device), markup=False, highlight=False)
-    display = SearchDisplay(out, preparation)
-    try:
+    best = folder / "best.yaml"
+
+    def stopped() -> str:
+        found = f"the best recipe so far is {best}" if best.is_file() else "nothing is scored yet"
+        return f"Stopped: {found}; the same command continues the search."
+
+    with stoppable(stopped):
+        compute_device(device)
+        with _waiting("Checking the recipe, its models and tasks"):
+            preparation = prepare(recipe, evaluations=evaluations, seed=seed)
+        say(_summary(recipe, preparation, device))
+        display = SearchDisplay(out, preparation)
         with display, Study(preparation, folder, device, display) as study:
             study.run()
             conclusion = conclude(study)
-    except KeyboardInterrupt:
-        err.print(
-            f"Stopped. Nothing is lost: the same command goes on; the best so far is {folder / 'best.yaml'}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        out.print(fitted(conclusion_table(conclusion), out))
+        say(conclusion.verdict, style="bold")
+        seconds = conclusion.seconds
+        failed = f", {conclusion.failures} failed" if conclusion.failures else ""
+        say(
+            f"{conclusion.evaluations} evaluations{failed}: {duration(seconds['build'])} building,"
+            f" {duration(seconds['evaluate'])} evaluating, {duration(seconds['other'])} other.\n"
+            f"Make the model: evomerge apply {best} OUT_DIR"
         )
-        raise typer.Exit(INTERRUPTED) from None
-    out.print(conclusion_table(conclusion))
-    out.print(conclusion.verdict, style="bold", highlight=False, markup=False, soft_wrap=True)
-    seconds = conclusion.seconds
-    failed = f", {conclusion.failures} failed" if conclusion.failures else ""
-    out.print(
-        f"{conclusion.evaluations} evaluations{failed}: {duration(seconds['build'])} building,"
-        f" {duration(seconds['evaluate'])} evaluating, {duration(seconds['other'])} other.\n"
-        f"Make the model: evomerge apply {folder / 'best.yaml'} OUT_DIR",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 @app.command()
 def apply(
-    recipe: RecipeFile,
+    recipe: RecipeOrRun,
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The folder to make.", show_default=False)],
     shard_size: Annotated[float, typer.Option(min=0.000001, help="The most gigabytes of a weights file.")] = 5.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT_DIR where it exists.")] = False,
 ) -> None:
-    """Make the model that a recipe without holes describes, and write it to a folder.
+    """Write the model that a recipe describes to a folder.
 
     The folder appears under its name only when all of it is there; any runtime that reads Hugging Face
     checkpoints loads it.
@@ -157,29 +155,39 @@ def apply(
     from evomerge.build import into_directory, open_recipe, remarks
     from evomerge.cli.quantities import size
 
-    plan = open_recipe(recipe)
+    before = _inode(out_dir)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
-        bar = progress.add_task("", total=plan.layout.nbytes)
-        into_directory(
-            plan,
-            out_dir,
-            shard_bytes=int(shard_size * 1e9),
-            overwrite=overwrite,
-            progress=lambda count: progress.advance(bar, count),
-        )
-    out.print(
-        "\n".join([f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}", *remarks(plan)]),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+
+    def stopped() -> str:
+        return f"Stopped: {out_dir} is {'as it was' if _inode(out_dir) == before else 'complete'}."
+
+    with stoppable(stopped):
+        plan = open_recipe(_recipe_file(recipe))
+        with Progress(*columns, console=out, transient=True) as progress:
+            bar = progress.add_task("", total=plan.layout.nbytes)
+            into_directory(
+                plan,
+                out_dir,
+                shard_bytes=int(shard_size * 1e9),
+                overwrite=overwrite,
+                progress=lambda count: progress.advance(bar, count),
+            )
+        say("\n".join([f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}", *remarks(plan)]))
+
+
+def _inode(path: Path) -> int | None:
+    """Returns what tells a folder from another that takes its place; None where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 @app.command("eval")
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or a recipe (.yaml).", show_default=False)
+        str,
+        typer.Argument(metavar="MODEL", help="A folder, a Hub id, a recipe, or a run's folder.", show_default=False),
     ],
     tasks: Annotated[list[Path], typer.Argument(metavar="TASK...", help="Task files.", show_default=False)],
     split: Annotated[str, typer.Option(help="search, holdout, or both.")] = "holdout",
@@ -188,55 +196,61 @@ def evaluate(
         bool, typer.Option("--json", help="Print JSON with every item's score, and completions where there are any.")
     ] = False,
 ) -> None:
-    """Score a model, or a recipe without writing its model, on tasks.
+    """Score a model, or a recipe, on tasks.
 
-    Example: evomerge eval merged eval_tasks/quickstart_arithmetic.yaml --split both
+    The model of a recipe is made in memory; nothing is written.
+
+    Example: evomerge eval merged eval_tasks/quickstart_addition.yaml --split both
     """
-    from evomerge.cli.display import scores_table
+    from evomerge.cli.display import fitted, scores_table
     from evomerge.cli.evaluation import evaluated
 
     if split not in ("search", "holdout", "both"):
         raise typer.BadParameter(f'found "{split}"; expected search, holdout or both', param_hint="--split")
     splits = ("search", "holdout") if split == "both" else (split,)
-    with out.status(f"Scoring {model}") if out.is_terminal and not as_json else nullcontext():
-        found = evaluated(model, tasks, splits, device)
-    if as_json:
-        sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-        return
-    rows = [
-        (row["task"], row["split"], len(row["items"]), row["score"], tuple(row["interval"])) for row in found["scores"]
-    ]
-    out.print(scores_table(rows))
+    if os.path.isfile(Path(model) / "best.yaml") and not os.path.exists(Path(model) / "config.json"):
+        model = str(Path(model) / "best.yaml")
+    with stoppable(lambda: "Stopped: not all is scored, so no score is shown."):
+        with nullcontext() if as_json else _waiting(f"Scoring {model}"):
+            found = evaluated(model, tasks, splits, device)
+        if as_json:
+            sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+            return
+        rows = [
+            (row["task"], row["split"], len(row["items"]), row["score"], tuple(row["interval"]))
+            for row in found["scores"]
+        ]
+        out.print(fitted(scores_table(rows), out))
 
 
 @app.command()
-def check(recipe: RecipeFile, device: Device = "auto") -> None:
-    """Validate a recipe, its models and its tasks, and say what a search would need.
+def check(recipe: RecipeOrRun, device: Device = "auto") -> None:
+    """Check a recipe, its models and its tasks.
 
-    Reads headers, configs and task data, no weights: seconds, where a fault in the search costs hours.
+    Says every fault at once, and what a search would need. Reads headers, configs and task data, no weights: this
+    takes seconds, where a fault in the search costs hours.
 
     Example: evomerge check recipes/quickstart.yaml
     """
     from evomerge.build import compute_device, open_recipe, remarks
+    from evomerge.cli.quantities import size
     from evomerge.recipe import Recipe
     from evomerge.study import prepare
 
     compute_device(device)
-    if Recipe.load(recipe).holes():
-        out.print(_summary(recipe, prepare(recipe), device, full=True), markup=False, highlight=False, soft_wrap=True)
+    # Once: the recipe may be a pipe.
+    path = _recipe_file(recipe)
+    document = Recipe.load(path)
+    if document.holes():
+        say(_summary(path, prepare(document), device, full=True))
         return
-    from evomerge.cli.quantities import size
-
-    plan = open_recipe(recipe)
+    plan = open_recipe(document)
     layout = plan.layout
     models = ", ".join(layout.checkpoints)
-    out.print(
-        f"{recipe}: {layout.method.name} of {models}; {len(layout.jobs)} tensors, {size(layout.nbytes)}; no holes.\n"
+    say(
+        f"{path}: {layout.method.name} of {models}; {len(layout.jobs)} tensors, {size(layout.nbytes)}; no holes.\n"
         + "".join(f"{remark}\n" for remark in remarks(plan))
-        + f"Make the model: evomerge apply {recipe} OUT_DIR",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        + f"Make the model: evomerge apply {path} OUT_DIR"
     )
 
 
@@ -253,7 +267,7 @@ def list_runs(
     for run in runs(folder):
         best = "" if run.best is None else f", best {run.best:.3f}"
         lines = [f"{run.folder}: {run.state}, {run.evaluations} evaluations{best}", *filter(None, [run.verdict])]
-        out.print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
+        say("\n  ".join(lines))
 
 
 def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> str:
@@ -287,6 +301,6 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
             f"memory: {size(preparation.live_bytes(where))} for the model that is refilled, on {where} in {runs_in};"
             f" {kept} for {len(preparation.checkpoints)} models, {names[place]}",
             *remarks(preparation.first),
-            "sound: nothing found that would stop this search",
+            "OK: ready to search",
         ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -74,7 +75,7 @@ class SearchDisplay:
         if objective is None and outcome.error:
             self.note(f"{name} failed: {outcome.error}")
         elif objective is not None and not self._console.is_terminal:
-            self._console.print(f"{name}: {objective:.3f}", highlight=False, soft_wrap=True)
+            self._console.print(f"{name}: {objective:.3f}", soft_wrap=True)
 
     def trial(self, trial: Trial, fresh: bool) -> None:
         """Shows what one more merge brought."""
@@ -104,11 +105,11 @@ class SearchDisplay:
         self._now = f"holdout: {name}, {done + 1} of {total}"
         self._fraction = done / total
         if not self._console.is_terminal:
-            self._console.print(self._now, highlight=False, soft_wrap=True)
+            self._console.print(self._now, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""
-        self._console.print(f"[yellow]note[/yellow] {text}", highlight=False, soft_wrap=True)
+        self._console.print(Text.assemble(("note ", "yellow"), text), soft_wrap=True)
 
     @property
     def _remaining(self) -> float | None:
@@ -134,7 +135,7 @@ class SearchDisplay:
             return
         self._last_line = now
         text = self._now if self._done == 0 and self._fraction is not None else self._status()
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         fraction = self._done / self._total if self._fraction is None else self._fraction
@@ -148,9 +149,21 @@ class SearchDisplay:
         lines: list[RenderableType] = [table, Text(self._status())]
         if self._generation:
             lines.append(Text(self._generation, style="dim"))
-        bar = Table.grid(padding=(0, 2))
-        bar.add_row(ProgressBar(total=1.0, completed=fraction, width=40), Text(self._now, style="dim"))
-        return Group(*lines, bar)
+        bar = ProgressBar(total=1.0, completed=fraction, width=min(40, self._console.width))
+        return Group(*lines, bar, Text(self._now, style="dim"))
+
+
+def fitted(table: Table, console: Console) -> RenderableType:
+    """Returns a table, or where the console is too narrow for it, each of its rows as a few lines."""
+    if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
+        return table
+    lines: list[RenderableType] = [Text(str(table.title))] if table.title else []
+    first, *columns = table.columns
+    cells = [first.cells, *(column.cells for column in columns)]
+    for row, (label, *values) in zip(table.rows, zip(*cells, strict=True), strict=True):
+        told = ", ".join(f"{column.header} {value}" for column, value in zip(columns, values, strict=True) if value)
+        lines += [Text(str(label), row.style or ""), Padding(Text(told), (0, 0, 0, 2))]
+    return Group(*lines)
 
 
 def conclusion_table(conclusion: Conclusion) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: 
     ]
     if faults:
         raise TaskError(faults)
-    if model.endswith((".yaml", ".yml")):
+    if model.endswith((".yaml", ".yml")) or (os.path.exists(model) and not os.path.isdir(model)):
         made = open_recipe(Path(model))
     else:
         recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
