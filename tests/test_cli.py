@@ -251,6 +251,9 @@ def test_names_are_shown_as_they_are_whatever_they_look_like(
     for name in (*NAMES.values(), "runs/[bold]r/best.yaml"):
         assert name in done.stdout, name
     assert all(f"│ {NAMES[name]}" in done.stdout for name in ("base", "b"))
+    # The bar has a line of its own.
+    assert not re.search(r"━\w", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout))
+    assert not terminal or "\x1b[" in done.stdout
     scored = evomerge("eval", NAMES["a"], tmp_path / "tasks" / f"{NAMES['likely']}.yaml")
     assert f"│ {NAMES['likely']}" in scored.stdout
 

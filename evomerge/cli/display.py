@@ -150,7 +150,7 @@ class SearchDisplay:
         if self._generation:
             lines.append(Text(self._generation, style="dim"))
         bar = ProgressBar(total=1.0, completed=fraction, width=min(40, self._console.width))
-        return Group(*lines, bar, Text(self._now, style="dim"))
+        return Group(*lines, Padding(bar), Text(self._now, style="dim"))
 
 
 def fitted(table: Table, console: Console) -> RenderableType:
