@@ -189,8 +189,8 @@ def test_completions_end_at_the_first_stop_and_are_scored_by_the_metric(tmp_path
     assert pattern.score_completion(item, "I say: It is 4!") == 1.0
 
 
-@pytest.mark.parametrize("pattern", ["(a|aa)+$", "(?:(?:a{1,100}){1,100}){1,100}b"])
-def test_a_pattern_that_backtracks_is_a_fault_with_its_line_and_the_item(tmp_path, pattern):
+def test_a_pattern_that_backtracks_is_a_fault_with_its_line_and_the_item(tmp_path):
+    pattern = "(a|aa)+$"
     one = task(tmp_path, GENERATE.replace("last_number", f"{{regex: '{pattern}'}}"))
     with pytest.raises(EvaluationError) as error:
         one.score_completion(one.items("search")[1], "a" * 300 + "!")
@@ -646,7 +646,19 @@ def test_templates_shape_text(text, rendered):
         "{{ ([[1]*1000]*1000)|sum(start=[]) }}",
         "{{ [[[1]*1000]*1000]*1000 }}",
         "{% for i in range(10**9) %}x{% endfor %}",
-        "{% for i in range(1000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}",
+        "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}",
+        "{% for i in range(10000) %}{{ range(100000) | map('string') | list | length }}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(100) }}",
+        "{% macro m() %}{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}{% endmacro %}{{ m() }}",
+        "{% set x = 'a' * 900000 %}{% set s = namespace(a=[]) %}{% for i in range(9999) %}"
+        "{% set s.a = [s.a, x.upper()] %}{% endfor %}",
+        "{% set x = 'a' * 900000 %}{% set s = namespace(a=1) %}{% for i in range(9999) %}"
+        "{% set s.a = [s.a, x[1:]] %}{% endfor %}",
+        "{% set a = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set a.x = [a.x, a.x] %}"
+        "{% set a.y = [a.y, a.y] %}{% endfor %}{{ a.x == a.y }}",
+        "{{ range(100000) | list | tojson }}{{ ([[1] * 1000] * 100) | tojson(indent=1000) }}",
+        "{{ [1, 2] | tojson(separators=('a' * 999999, 'b')) }}",
+        "{{ 0.5 | round(10**9, 'ceil') }}",
         "{% for i in range(5000) %}{{ 'a' * 1000000 }}{% endfor %}",
         "{% set s=namespace(a='x') %}{% for i in range(60) %}{% set s.a = s.a ~ s.a %}{% endfor %}{{ s.a }}",
         "{% set s=namespace(a='x') %}{% for i in range(60) %}{% set s.a = s.a + s.a %}{% endfor %}{{ s.a }}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import TaskError
-from evomerge.tasks import Item, Task
+from evomerge.tasks import Item, Task, render_chat
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def encode(task: Task, items: Sequence[Item], tokenizer: Any, max_positions: int
         max_positions: the most tokens that the model takes; None where it has no limit.
 
     Raises:
-        TaskError: the task wants a chat template that the tokenizer lacks, or an item is too long or empty.
+        TaskError: the task wants a chat template that the tokenizer lacks or that fails, or an item is too long
+            or empty.
     """
     if task.chat and not getattr(tokenizer, "chat_template", None):
         raise TaskError(
@@ -113,7 +114,16 @@ def _split(task: Task, item: Item, continuation: str, tokenizer: Any) -> tuple[t
     """
     prompt = item.prompt
     if task.chat:
-        prompt = tokenizer.apply_chat_template(list(item.messages), tokenize=False, add_generation_prompt=True)
+        try:
+            # Not by the tokenizer: it is a checkpoint's template, and transformers bounds neither time nor memory.
+            prompt = render_chat(tokenizer.get_chat_template(), item.messages, tokenizer.special_tokens_map)
+        except ValueError as fault:  # also of a tokenizer with several templates and no default
+            raise TaskError(
+                [
+                    f"{task.path}: chat is true, but the chat template of {tokenizer.name_or_path} cannot write the"
+                    f' item {item}: {fault}; set chat: false, or give the recipe another with "chat_template"'
+                ]
+            ) from None
     if not continuation:
         return tuple(tokenizer(prompt, add_special_tokens=not task.chat)["input_ids"]), ()
     whole = tokenizer(prompt + continuation, add_special_tokens=not task.chat)["input_ids"]

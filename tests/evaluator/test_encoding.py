@@ -1,13 +1,15 @@
 """Items to token ids: where the prompt ends, and what is refused."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from evomerge.build.chat_templates import CHAT_TEMPLATES
 from evomerge.errors import TaskError
 from evomerge.evaluator.encoding import encode
-from evomerge.tasks import Task
+from evomerge.tasks import Task, render_chat
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 
@@ -59,6 +61,84 @@ def test_a_missing_chat_template_is_told(tmp_path: Path):
     made = task(tmp_path, 'type: generate\ntarget: "{{ a }}"\nmetric: exact_match\nchat: true\nmax_new_tokens: 4\n')
     with pytest.raises(TaskError, match="has no chat template; set chat: false"):
         encoded(made, chat_template=False)
+
+
+MADE = "{% set x = 'a' * 900000 %}{% set s = namespace(a=0) %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "runs for more than"),
+        ("{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}", "nested too deeply"),
+        ("{{ 'a' * 3000000000 }}", "makes more than 1,000,000 characters"),
+        ("{{ 'a'.ljust(3000000000) }}", "unsafe"),
+        ("{{ '%3000000000d' % 1 }}", "not formatted"),
+        ("{{ 'a' | indent(3000000000, true) }}", "the filter indent does not run"),
+        ("{% for i in range(99999) %}{{ messages[0].content * 100000 }}{% endfor %}", "makes more than"),
+        (MADE + "{% for i in range(99999) %}{% set s.a = [s.a, x | upper] %}{% endfor %}", "makes more than"),
+        (MADE + "{% for i in range(99999) %}{% set s.a = [s.a, x ~ i] %}{% endfor %}", "makes more than"),
+        (MADE + "{% for i in range(99999) %}{% set y %}{{ x }}{% endset %}{% endfor %}", "makes more than"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{{ messages[0].content", "not a valid template (line 1 of it)"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_chat_template_that_loops_or_makes_too_much_or_raises_is_told_at_once(tmp_path: Path, template, words):
+    made = task(tmp_path, 'type: generate\ntarget: "{{ a }}"\nchat: true\n')
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    started = time.thread_time()
+    with pytest.raises(TaskError) as error:
+        encode(made, made.items("search"), tokenizer, 512)
+    assert time.thread_time() - started < 5
+    for part in (f"{made.path}: chat is true, but the chat template", words, "the item 'one 0?'", "chat: false"):
+        assert part in str(error.value)
+
+
+# The tags, filters, methods and globals that checkpoints' templates use, and the white space around blocks.
+USED = """\
+{%- macro text(content) -%}
+    {% if content is string %}{{ content | trim }}{% else %}\
+{% for part in content %}{{ part.text }}{% endfor %}{% endif %}
+{%- endmacro -%}
+{{ bos_token }}
+{%- set ns = namespace(count=0, turns=[]) %}
+{%- for message in messages %}
+    {%- if message['role'] not in ['system', 'user', 'assistant'] %}{% continue %}{% endif %}
+    {%- set ns.count = ns.count + 1 %}
+    {%- set ns.turns = ns.turns + [message.role] %}
+<|{{ message.role.upper() }}|> {{ text(message['content'].split('</think>')[-1]) }} {{ {'n': ns.count} | tojson }}
+    {%- if message.role == 'assistant' %}{% generation %}{{ eos_token }}{% endgeneration %}{% endif %}
+{% endfor %}
+{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}
+{{ ns.turns[::-1] | join(', ') }}{{ missing }}{{ missing is defined }}{{ tools is none }}{{ dict(a=1)['a'] }}
+{{ {'b': [1, 'é'], 'a': none} | tojson(indent=2) }}{{ '<&>' | e ~ 'x' }}{{ 7 // 2 * 3 % 5 }}
+{% set shown %}{% for k, v in {'x': 1, 'y': 2} | items %}{{ k }}={{ v }}{{ ',' if not loop.last }}\
+{% endfor %}{% endset %}
+{{ shown }}{{ strftime_now('%Y') | length }}
+{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
+"""
+
+
+@pytest.mark.parametrize("template", [*CHAT_TEMPLATES.values(), CHAT_TEMPLATE, USED])
+def test_a_conversation_is_written_as_transformers_writes_it(template: str):
+    turns = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "1 < 2 & 'é'?\n"},
+        {"role": "assistant", "content": "<think>hm</think>yes"},
+        {"role": "user", "content": "{{ why }}"},
+    ]
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    for messages in (turns, turns[1:2]):
+        expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert render_chat(template, messages, tokenizer.special_tokens_map) == expected
+
+
+def test_a_chat_template_that_writes_the_date_writes_the_same_every_day():
+    assert render_chat("{{ strftime_now('%d %b %Y') }}", [], {}) == "01 Jan 2026"
 
 
 def test_an_item_that_is_too_long_is_told(tmp_path: Path):
