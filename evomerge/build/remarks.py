@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Iterator
 
 from evomerge.build.plan import Plan
+from evomerge.errors import CheckpointError
 from evomerge.kernels import compiler
+from evomerge.vocabulary import ModelTokenizer
 
 
 def remarks(plan: Plan) -> list[str]:
@@ -15,13 +18,38 @@ def remarks(plan: Plan) -> list[str]:
     Args:
         plan: how the model is made.
     """
-    return [*_code_left_out(plan), *_no_compiler()]
+    return [*_code_left_out(plan), *_other_vocabularies(plan), *_no_compiler()]
 
 
 def _no_compiler() -> Iterator[str]:
     """There is no compiler, and nobody said that there shall be none."""
     if compiler() is None and os.environ.get("EVOMERGE_CC") != "":
         yield "No C compiler was found, so merging on the CPU is several times slower: install gcc or clang."
+
+
+def _other_vocabularies(plan: Plan) -> Iterator[str]:
+    """Models that are merged number their tokens in different ways, and the recipe says nothing of it."""
+    if plan.recipe.vocabulary() is not None:
+        return
+    donor, checkpoints = plan.layout.donor, plan.layout.checkpoints
+    together = [{model for model, _ in (*job.inputs, *filter(None, [job.base]))} for job in plan.layout.jobs]
+    merged = set[str]().union(*(models for models in together if len(models) > 1))
+    for model in (model for model in plan.recipe.references() if model in merged):
+        files = [checkpoints[model].folder / "tokenizer.json", donor.folder / "tokenizer.json"]
+        if all(file.is_file() for file in files) and filecmp.cmp(files[0], files[1], shallow=False):
+            continue
+        try:
+            known = [ModelTokenizer.read(file.parent, str(file.parent), None).vocabulary for file in files]
+        except CheckpointError:
+            continue  # It has none; where one is needed, this is told there.
+        own, its = ({number: token for token, number in one.items()} for one in known)
+        others = [number for number in own if own[number] != its.get(number, own[number])]
+        if others:
+            first = ", ".join(f"token {number} is {own[number]!r}, not {its[number]!r}" for number in others[:3])
+            yield (
+                f"{checkpoints[model].reference} numbers {len(others):,} tokens in another way than {donor.reference}"
+                f' ({first}), so that embeddings of different tokens are merged: add "tokenizer_source: base".'
+            )
 
 
 def _code_left_out(plan: Plan) -> Iterator[str]:

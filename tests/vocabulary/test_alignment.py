@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from evomerge.build import into_directory, open_models, plan
+from evomerge.build import into_directory, open_models, plan, remarks
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe
@@ -284,3 +285,38 @@ def test_a_tokenizer_that_cannot_be_read_is_named(folders: dict[str, Path], tmp_
     (bare / "tokenizer.json").unlink()
     (bare / "vocab.json").write_text("{}")
     assert "bare: its tokenizer cannot be read" in faults_of({**folders, "bare": bare}, text)
+
+
+def reordered(folders: dict[str, Path], folder: Path, recipe: str, swapped: str = "", **more: int) -> list[str]:
+    """The remarks on a merge of the base and a copy of it with two tokens `swapped`, and with `more` tokens."""
+    copy = shutil.copytree(folders["base"], folder / "copy")
+    path = copy / "tokenizer.json"
+    document = json.loads(path.read_text())
+    numbers = document["model"]["vocab"]
+    numbers |= dict(zip(swapped, [numbers[token] for token in reversed(swapped)], strict=True)) | more
+    path.write_text(json.dumps(document))
+    made = Recipe.parse(named({**folders, "copy": copy}, recipe), "r.yaml")
+    return [said for said in remarks(plan(made, open_models(made))) if "tokens" in said]
+
+
+MERGED = LINEAR % "  - model: $base\n  - model: $copy"
+
+
+def test_a_vocabulary_in_another_order_is_told_with_the_first_tokens_that_differ(folders, tmp_path: Path):
+    (said,) = reordered(folders, tmp_path, MERGED, "ab")
+    numbers = json.loads((folders["base"] / "tokenizer.json").read_text())["model"]["vocab"]
+    for words in (
+        f"{tmp_path}/copy numbers 2 tokens",
+        f"than {folders['base']}",
+        f"(token {numbers['a']} is 'b', not 'a', token {numbers['b']} is 'a', not 'b')",
+        '"tokenizer_source: base"',
+    ):
+        assert words in said
+
+
+def test_nothing_is_said_of_vocabularies_that_agree_or_are_aligned_or_not_merged(folders, tmp_path: Path):
+    assert reordered(folders, tmp_path / "same", MERGED) == []
+    assert reordered(folders, tmp_path / "aligned", MERGED + "tokenizer_source: base\n", "ab") == []
+    alone = "merge_method: passthrough\nmodels: [{model: $copy}]\n"
+    assert reordered(folders, tmp_path / "alone", alone, "ab") == []
+    assert reordered(folders, tmp_path / "more", MERGED, **{"<more>": 259}) == []
