@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from evomerge.checkpoint import Checkpoint, TensorInfo
+from evomerge.checkpoint import Checkpoint, TensorInfo, open_checkpoint, tokenizer_folder
 from evomerge.checkpoint.hub import Reference
 from evomerge.errors import CheckpointError
 from tests.hostile.checkpoints import HOSTILE, Hostile, blob, entry, sharded, single
@@ -241,6 +242,55 @@ def test_side_files_are_data_only(model: Path, tmp_path: Path) -> None:
         "tokenizer.model",
         "tokenizer_config.json",
     }
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "config.json", "chat_template.jinja", "additional_chat_templates"])
+@pytest.mark.parametrize("link", ["../../secret", "{absolute}", "by/../../../secret"])
+def test_a_link_out_of_the_model_is_refused_whatever_it_is_opened_for(
+    model: Path, tmp_path: Path, name: str, link: str
+) -> None:
+    secret = tmp_path / "secret"
+    if name == "additional_chat_templates":
+        secret.mkdir()
+    file = secret / "key.jinja" if name == "additional_chat_templates" else secret
+    file.write_text("{}")
+    folder = tmp_path / "models" / "hostile"
+    shutil.copytree(model, folder)
+    (folder / "by").mkdir()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(link.format(absolute=secret))
+    for opened in (Checkpoint.open, tokenizer_folder, open_checkpoint):
+        with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.*: is a link to {file}, out of the model's"):
+            opened(str(folder))
+
+
+def test_links_within_a_model_and_links_of_weights_are_followed(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / "tokenizer.json").rename(folder / "kept.bin")
+    (folder / "tokenizer.json").symlink_to("kept.bin")
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
+        shard.symlink_to(model / shard.name)
+    (tmp_path / "other").symlink_to("model")
+    checkpoint = Checkpoint.open(str(tmp_path / "other"))
+    assert tmp_path / "other" / "tokenizer.json" in checkpoint.side_files()
+    assert {folder, *(shard.resolve() for shard in model.glob("*.safetensors"))} <= checkpoint.paths()
+
+
+@pytest.mark.parametrize("link", ["../../../secret", "../../blobs/../../secret", "../other/blobs/secret"])
+def test_a_folder_called_as_in_the_hub_s_cache_may_link_to_its_blobs_alone(
+    model: Path, tmp_path: Path, link: str
+) -> None:
+    folder = tmp_path / "models--a--b" / "snapshots" / "c"
+    shutil.copytree(model, folder)
+    for secret in (tmp_path, tmp_path / "models--a--b" / "snapshots" / "other" / "blobs"):
+        secret.mkdir(parents=True, exist_ok=True)
+        (secret / "secret").write_text("{}")
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (folder / "merges.txt").symlink_to(link)
+    with pytest.raises(CheckpointError, match=r"merges\.txt: is a link to"):
+        Checkpoint.open(str(folder))
 
 
 # References

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evomerge.checkpoint import Checkpoint, CheckpointWriter, TensorInfo
+from evomerge.checkpoint import UNFINISHED, Checkpoint, CheckpointWriter, TensorInfo
 from evomerge.errors import CheckpointError
 from tests.tiny import tiny_checkpoint
 
@@ -52,6 +53,41 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 def infos(*sizes: int, dtype: torch.dtype = torch.float32) -> list[TensorInfo]:
     return [TensorInfo(f"t{number}", dtype, (size,)) for number, size in enumerate(sizes)]
+
+
+OUTPUT = ("config.json", "model.safetensors")
+STRANGERS = [
+    "old.txt",
+    "notes.md",
+    ".git/",
+    "runs/",
+    "mine.safetensors",
+    "model-q4.gguf",
+    "training_args.bin",
+    "modeling_mine.py",
+    "generation_config.json/",
+    "additional_chat_templates/mine.txt",
+    "recipe.yaml",
+]
+
+
+def make(path: Path, *, folder: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if folder else path.write_text("precious")
+
+
+def listing(folder: Path) -> dict[str, bytes | str | None]:
+    """All in a folder: a file's bytes, a link's target, None for a folder."""
+
+    def content(path: Path) -> bytes | str | None:
+        return os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+
+    return {path.relative_to(folder).as_posix(): content(path) for path in folder.rglob("*")}
+
+
+def temporary(folder: Path) -> Path:
+    """The temporary folder of a writer of ``folder/out``."""
+    return folder / f".out.{UNFINISHED}"
 
 
 def written(folder: Path, layout: list[TensorInfo], **options: Any) -> Path:
@@ -313,27 +349,97 @@ def test_an_empty_target_is_taken(tmp_path: Path) -> None:
 
 def test_the_old_target_stays_until_the_rename(tmp_path: Path) -> None:
     target = written(tmp_path / "out", infos(1))
-    (target / "old.txt").write_text("old")
+    (target / "merges.txt").write_text("old")
     with CheckpointWriter(target, infos(2), overwrite=True) as writer:
         writer.write("t0", torch.zeros(2))
-    assert (target / "old.txt").exists()
+    assert (target / "merges.txt").exists()
     with CheckpointWriter(target, infos(2), overwrite=True) as writer:
         writer.write("t0", torch.zeros(2))
-        assert (target / "old.txt").exists()
+        assert (target / "merges.txt").exists()
         writer.commit(config={})
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_source_may_be_overwritten_while_it_is_read(tmp_path: Path) -> None:
-    target = written(tmp_path / "out", infos(5000))
-    source = Checkpoint.open(str(target))
-    expected = source.read("t0").clone()
-    with CheckpointWriter(target, infos(5000), overwrite=True) as writer:
-        writer.write("t0", torch.zeros(5000))
-        writer.commit(config={})
-    assert bits(source.read("t0")) == bits(expected)
-    assert not Checkpoint.open(str(target)).read("t0").any()
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_folder_with_anything_beside_a_model_is_not_overwritten(tmp_path: Path, stranger: str) -> None:
+    target = written(tmp_path / "out", infos(1))
+    (target / "additional_chat_templates").mkdir()
+    (target / "additional_chat_templates" / "tool.jinja").touch()
+    make(target / stranger, folder=stranger.endswith("/"))
+    before = listing(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"holds more than a model: {re.escape(stranger.rstrip('/'))}; move"):
+        written(target, infos(2), overwrite=True)
+    assert listing(tmp_path) == before
+
+
+def test_a_folder_without_a_config_is_no_model_to_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"has no config\.json, so it is not a model"):
+        written(tmp_path / "out", infos(1), overwrite=True)
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
+
+
+def test_a_model_with_all_that_transformers_writes_is_overwritten(tmp_path: Path) -> None:
+    target = tiny_checkpoint(tmp_path / "out", layers=1, chat_template=True, shard_bytes=9000)
+    for name in ("README.md", ".gitattributes", "pytorch_model-00001-of-00002.bin", "evomerge_recipe.yaml"):
+        (target / name).touch()
+    written(target, infos(1), overwrite=True)
+    assert listing(target).keys() == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("needed", ["out", "out/config.json", "out/additional_chat_templates", "link", "beside"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_is_needed_is_never_replaced(tmp_path: Path, needed: str, empty: bool) -> None:
+    target = tmp_path / "out" if empty else written(tmp_path / "out", infos(1))
+    (target / "additional_chat_templates").mkdir(parents=True)
+    (target / "additional_chat_templates" / "tool.jinja").touch()
+    (tmp_path / "link").symlink_to("out")
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "model.safetensors").symlink_to(target / "model.safetensors")
+    needed_path = tmp_path / needed / ("model.safetensors" if needed == "beside" else "")
+    before = listing(tmp_path)
+    with pytest.raises(CheckpointError, match="a model or the recipe of this merge, the current folder or your home"):
+        CheckpointWriter(target, infos(1), overwrite=True, needed=[needed_path])
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["current", "home", "above"])
+def test_the_current_and_the_home_folder_are_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    target = written(tmp_path / "out", infos(1))
+    (target / "additional_chat_templates").mkdir()
+    if place == "home":
+        monkeypatch.setenv("HOME", str(target))
+    else:
+        monkeypatch.chdir(target / "additional_chat_templates" if place == "above" else target)
+    before = listing(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{target}: (is|holds .*,) a model or the recipe of this merge, the"):
+        CheckpointWriter(Path("..") if place == "above" else target, infos(1), overwrite=True)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("/", "/: is the root of a file system"),
+        ("loop", "loop: cannot be written: .*loop"),
+        ("loop/out", "loop/out: cannot be written: .*loop"),
+        ("a" * 5000, "cannot be written: .*too long"),
+        ("b" * 250, "cannot be written: .*too long"),
+        ("file/out", "file/out: cannot be written: .*Not a directory"),
+    ],
+)
+def test_a_target_that_cannot_be_is_one_error(tmp_path: Path, folder: str, words: str, overwrite: bool) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    before = listing(tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        written(tmp_path / folder, infos(1), overwrite=overwrite)
+    assert listing(tmp_path) == before
 
 
 def test_a_target_filled_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -362,7 +468,7 @@ def test_without_commit_nothing_is_left(tmp_path: Path, error: type[BaseExceptio
     def work() -> None:
         with CheckpointWriter(tmp_path / "out", infos(1, 2)) as writer:
             writer.write("t0", torch.zeros(1))
-            assert (tmp_path / "out.partial").exists()
+            assert temporary(tmp_path).exists()
             if error:
                 raise error
 
@@ -400,15 +506,17 @@ def write_and_die(folder: Path, moment: str) -> None:
 
         def renamed(path: Path, target: Path) -> Path:
             renames.append(path)
-            if len(renames) == {"first rename": 1, "second rename": 2}[moment]:
+            if len(renames) == {"first rename": 1, "second rename": 2}.get(moment):
                 die()
             return rename(path, target)
 
         Path.rename = renamed  # type: ignore[method-assign]
+        if moment == "removal":
+            shutil.rmtree = lambda *_: die()  # type: ignore[assignment]
         writer.commit(config={})
 
 
-@pytest.mark.parametrize("moment", ["write", "first rename", "second rename"])
+@pytest.mark.parametrize("moment", ["write", "first rename", "second rename", "removal"])
 def test_a_killed_run_loses_nothing_and_is_cleaned_up(tmp_path: Path, moment: str) -> None:
     target = written(tmp_path / "out", infos(7))
     before = Checkpoint.open(str(target)).fingerprint()
@@ -416,14 +524,17 @@ def test_a_killed_run_loses_nothing_and_is_cleaned_up(tmp_path: Path, moment: st
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()}
     if moment == "second rename":
-        assert left == {"out.partial", "out.partial-replaced"}
+        assert left == {temporary(tmp_path).name}
     else:
-        assert left == {"out.partial", "out"}
+        assert left == {temporary(tmp_path).name, "out"}
+    if moment == "removal":
+        assert Checkpoint.open(str(target)).tensors.keys() == {"t0", "t1"}
+    elif moment != "second rename":
         assert Checkpoint.open(str(target)).fingerprint() == before
 
     # The next writer first brings back what there was.
     with CheckpointWriter(target, infos(3), overwrite=True) as writer:
-        assert Checkpoint.open(str(target)).fingerprint() == before
+        assert moment == "removal" or Checkpoint.open(str(target)).fingerprint() == before
         writer.write("t0", torch.zeros(3))
         writer.commit(config={})
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -432,10 +543,52 @@ def test_a_killed_run_loses_nothing_and_is_cleaned_up(tmp_path: Path, moment: st
 
 def test_what_a_killed_run_replaced_is_not_overwritten_unasked(tmp_path: Path) -> None:
     target = written(tmp_path / "out", infos(7))
-    target.rename(tmp_path / "out.partial-replaced")
+    os.waitpid(in_child(lambda: write_and_die(target, "second rename")), 0)
+    assert not target.exists()
     with pytest.raises(CheckpointError, match="is not empty"), CheckpointWriter(target, infos(1)):
         pass
     assert Checkpoint.open(str(target)).tensors["t0"].shape == (7,)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folders_of_the_user_with_names_like_ours_are_left_alone(tmp_path: Path, overwrite: bool) -> None:
+    for name in ("out.partial", "out.partial-replaced", ".out.partial1", ".out.tmp"):
+        make(tmp_path / name / "precious")
+    before = listing(tmp_path)
+    for _ in range(1 + overwrite):
+        written(tmp_path / "out", infos(1), overwrite=overwrite)
+    after = listing(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"out", *(f"out/{name}" for name in OUTPUT)}
+
+
+@pytest.mark.parametrize("inside", ["precious", "new/precious", "replaced/precious"])
+def test_not_even_a_folder_of_our_temporary_name_is_deleted_without_our_mark(tmp_path: Path, inside: str) -> None:
+    make(temporary(tmp_path) / inside)
+    before = listing(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=f"cannot be written: .*not empty: '{re.escape(str(temporary(tmp_path)))}'"
+    ):
+        written(tmp_path / "out", infos(1), overwrite=True)
+    assert listing(tmp_path) == before
+
+
+def test_beside_our_mark_only_our_own_folders_are_deleted(tmp_path: Path) -> None:
+    os.waitpid(in_child(lambda: write_and_die(tmp_path / "out", "write")), 0)
+    make(temporary(tmp_path) / "precious")
+    with pytest.raises(CheckpointError, match="not empty"):
+        written(tmp_path / "out", infos(1))
+    assert listing(temporary(tmp_path)).keys() == {"precious"}
+
+
+def test_what_took_the_target_s_name_after_a_kill_is_kept_as_is_what_was_replaced(tmp_path: Path) -> None:
+    target = written(tmp_path / "out", infos(7))
+    os.waitpid(in_child(lambda: write_and_die(target, "second rename")), 0)
+    written(tmp_path / "mine", infos(2)).rename(target)
+    before = listing(tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*not empty"):
+        written(target, infos(1), overwrite=True)
+    assert listing(tmp_path) == before
 
 
 def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
@@ -452,7 +605,7 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
         assert os.read(reader, 5) == b"ready"
         with pytest.raises(CheckpointError, match="another process is writing"):
             written(target, infos(1))
-        assert (tmp_path / "out.partial" / "model.safetensors").exists()
+        assert (temporary(tmp_path) / "new" / "model.safetensors").exists()
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -498,15 +651,20 @@ def test_a_disk_that_fills_up_while_writing(small_disk: Path, tmp_path: Path, mo
             writer.write("t1", torch.zeros(100_000))
             with pytest.raises(CheckpointError, match="disk is full"):
                 writer.commit(config={}, files=[big])
-        assert not (small_disk / "out.partial").exists()
+        assert not temporary(small_disk).exists()
         with pytest.raises(CheckpointError, match="abandoned"):
             writer.write("t1", torch.zeros(100_000))
     assert {path.name for path in small_disk.iterdir()} <= {"other"}
 
 
 def test_a_killed_run_s_room_counts_as_free(small_disk: Path) -> None:
-    (small_disk / "out.partial").mkdir()
-    (small_disk / "out.partial" / "model.safetensors").write_bytes(bytes(900_000))
+    def write_and_die() -> None:
+        with CheckpointWriter(small_disk / "out", infos(220_000)) as writer:
+            writer.write("t0", torch.zeros(220_000))
+            die()
+
+    os.waitpid(in_child(write_and_die), 0)
+    assert temporary(small_disk).exists()
     assert Checkpoint.open(str(written(small_disk / "out", infos(200_000)))).nbytes == 800_000
 
 

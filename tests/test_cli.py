@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from evomerge.checkpoint import UNFINISHED
 from evomerge.cli import INTERRUPTED, main
 from evomerge.cli.app import out as console
 from evomerge.cli.display import SearchDisplay
@@ -116,8 +117,23 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(found):
     assert refused.returncode == 1
     assert "kept" in refused.stderr
     assert (out / "mine.txt").read_text() == "keep me"
+    (out / "mine.txt").rename(folder / "mine.txt")
+    assert evomerge("apply", best, out).returncode == 0
+    (folder / "mine.txt").rename(out / "mine.txt")
+    refused = evomerge("apply", best, out, "--overwrite")
+    assert refused.returncode == 1
+    assert "holds more than a model: mine.txt" in refused.stderr
+    (out / "mine.txt").unlink()
     assert evomerge("apply", best, out, "--overwrite").returncode == 0
-    assert not (out / "mine.txt").exists()
+    for held in (folder, folder / "a", folder / "run"):
+        before = sorted(folder.rglob("*"))
+        refused = evomerge("apply", best, held, "--overwrite")
+        assert "a model or the recipe of this merge" in refused.stderr
+        assert sorted(folder.rglob("*")) == before
+    for size in ("inf", "nan"):
+        refused = evomerge("apply", best, folder / "new", "--shard-size", size)
+        assert "Invalid value for '--shard-size'" in refused.stderr
+        assert "Traceback" not in refused.stderr
 
 
 def test_check_says_what_is_searched_and_what_it_needs(found):
@@ -372,7 +388,7 @@ def test_ctrl_c_says_one_true_line_in_every_command(found, tmp_path: Path):
         ("rows.jsonl", ("eval", folder / "a", task), "Stopped: not all is scored, so no score is shown."),
         ("config.json", search, "Stopped: nothing is scored yet; the same command continues the search."),
         (
-            "-result.json",
+            f".result.json.{UNFINISHED}",
             search,
             f"Stopped: the best recipe so far is {run / 'best.yaml'}; the same command continues the search.",
         ),

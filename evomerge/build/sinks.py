@@ -101,6 +101,7 @@ def into_directory(
     *,
     shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
+    needed: Iterable[Path] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Writes the plan's model to `folder`: shards, index, config, tokenizer, generation config, chat template.
@@ -113,7 +114,8 @@ def into_directory(
         plan: how the model is made.
         folder: the directory to make.
         shard_bytes: the most bytes a shard holds.
-        overwrite: whether a folder that exists is replaced, at the end.
+        overwrite: whether a folder that holds a model and nothing else is replaced, at the end.
+        needed: what the folder must not be or hold, nor so any of the plan's models, such as the recipe's file.
         progress: called with the bytes of each tensor that was written.
 
     Raises:
@@ -121,7 +123,10 @@ def into_directory(
         CheckpointError: a source cannot be read, or the folder not be written.
     """
     sources = Sources(plan.layout.checkpoints, "disk", torch.device("cpu"), reused=False)
-    with CheckpointWriter(folder, plan.layout.tensors, shard_bytes=shard_bytes, overwrite=overwrite) as out:
+    read = [path for checkpoint in plan.layout.checkpoints.values() for path in checkpoint.paths()]
+    with CheckpointWriter(
+        folder, plan.layout.tensors, shard_bytes=shard_bytes, overwrite=overwrite, needed=[*needed, *read]
+    ) as out:
 
         def carry(job: Job) -> int:
             for start, stop, fill in plan.pieces(job, sources.operands(job)):

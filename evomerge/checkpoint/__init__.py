@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.checkpoint.adapter import AdaptedCheckpoint
-from evomerge.checkpoint.header import TensorInfo, read_object
+from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, files_beside
+from evomerge.checkpoint.header import TensorInfo, read_object, told
 from evomerge.checkpoint.hub import Reference, adapter_folder, tokenizer_folder
-from evomerge.checkpoint.reading import TEMPLATES, Checkpoint, files_beside
+from evomerge.checkpoint.reading import Checkpoint
 from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
 from evomerge.paths import HERE
 
 __all__ = [
     "TEMPLATES",
+    "UNFINISHED",
     "AdaptedCheckpoint",
     "Checkpoint",
     "CheckpointView",
@@ -40,8 +42,9 @@ def open_checkpoint(text: str, folders: Sequence[Path] = HERE) -> Checkpoint:
     Raises:
         CheckpointError: one of the two cannot be found or is at fault, or they do not fit together.
     """
-    reference = Reference.parse(text, folders)
-    if reference.adapter_text is None:
-        return Checkpoint.open(text, folders)
-    folder = adapter_folder(reference.adapter_text, text, folders)
-    return AdaptedCheckpoint(Checkpoint.open(reference.model_text, folders), text, folder)
+    with told(text):
+        reference = Reference.parse(text, folders)
+        if reference.adapter_text is None:
+            return Checkpoint.open(text, folders)
+        folder = adapter_folder(reference.adapter_text, text, folders)
+        return AdaptedCheckpoint(Checkpoint.open(reference.model_text, folders), text, folder)

@@ -115,6 +115,10 @@ class AdaptedCheckpoint(CheckpointView):
         digest.update(map_file(self._path).numpy().data)
         return digest.hexdigest()
 
+    def paths(self) -> frozenset[Path]:
+        """See `Checkpoint.paths`."""
+        return self.inner.paths() | {self._path.resolve(), self._path.parent.resolve()}
+
     def _adapter(self, name: str) -> Tensor:
         place = self._stored[name]
         data = map_file(self._path)[place.start : place.start + place.info.nbytes]

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,15 @@ class Place:
     start: int
 
 
+@contextmanager
+def told(what: object) -> Iterator[None]:
+    """Raises a CheckpointError that names `what` where the system does not let it be read."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{what}: cannot be read: {error.strerror or error}") from error
+
+
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A dict of the pairs; a key that is there twice is an error, as readers differ in which they take."""
     found: dict[str, Any] = {}
@@ -130,15 +140,13 @@ def read_object(path: Path) -> dict[str, Any]:
     def fault(text: str) -> CheckpointError:
         return CheckpointError(f"{path}: {text}; {_DAMAGED}")
 
-    try:
+    with told(path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise fault("expected a file, found a folder or a device")
         if status.st_size > _MOST_JSON_BYTES:
             raise fault(f"expected at most {_MOST_JSON_BYTES:,} bytes of JSON, found {status.st_size:,}")
         data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     return _parse_object(data, fault)
 
 
@@ -155,7 +163,7 @@ def read_header(path: Path) -> list[Place]:
     def fault(text: str) -> CheckpointError:
         return CheckpointError(f"{path}: {text}; {_DAMAGED}")
 
-    try:
+    with told(path):
         # A stat before the open: opening a named pipe would wait for ever.
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -170,8 +178,6 @@ def read_header(path: Path) -> list[Place]:
             if 8 + length > size:
                 raise fault(f"truncated: the header claims {length:,} bytes, the file has {size:,}")
             header = _parse_object(file.read(length), fault)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

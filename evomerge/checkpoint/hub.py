@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomerge.checkpoint.header import INDEX, WEIGHTS, read_object
+from evomerge.checkpoint.folder import files_beside
+from evomerge.checkpoint.header import INDEX, WEIGHTS, read_object, told
 from evomerge.errors import CheckpointError
 from evomerge.paths import HERE, find, not_found
 
@@ -154,7 +155,8 @@ def folder_of(text: str, folders: Sequence[Path] = HERE) -> Path:
 
 def tokenizer_folder(text: str, folders: Sequence[Path] = HERE) -> Path:
     """As `folder_of`, without the weights: the config, the tokenizer and the like."""
-    return _folder(text, text, folders, lambda _: [])
+    with told(text):
+        return _folder(text, text, folders, lambda _: [])
 
 
 def adapter_folder(path: str, text: str, folders: Sequence[Path] = HERE) -> Path:
@@ -187,6 +189,7 @@ def _folder(path: str, text: str, folders: Sequence[Path], weights: Callable[[Pa
             raise CheckpointError(
                 f"{text}: {reference.model} is a folder, which has no revisions; leave out @{reference.revision}"
             )
+        files_beside(folder)  # Raises where one of them leads out of it, whoever reads it later.
         return folder
     if find(reference.model, folders):
         raise CheckpointError(f"{text}: {path} is a file; expected the folder that holds it")

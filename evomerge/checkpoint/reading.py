@@ -18,30 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, read_header, read_object
+from evomerge.checkpoint.folder import files_beside
+from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, read_header, read_object, told
 from evomerge.checkpoint.hub import folder_of, weight_map
 from evomerge.errors import CheckpointError
 from evomerge.paths import HERE
 
-# The folder in which transformers keeps the chat templates beside the default one.
-TEMPLATES = "additional_chat_templates"
-
-_SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tekken.json",
-    "*.model",
-    "*.tiktoken",
-    "chat_template.json",
-    "*.jinja",
-    f"{TEMPLATES}/*.jinja",
-    "*processor_config.json",
-)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # A tensor's sample in the fingerprint: whole where it is small, else so many pieces spread evenly, the
@@ -96,7 +78,8 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be found, or a file is missing, truncated, unsafe or inconsistent.
         """
-        return cls(reference, folder_of(reference, folders))
+        with told(reference):
+            return cls(reference, folder_of(reference, folders))
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.reference!r}: {len(self.tensors)} tensors, {self.nbytes:,} bytes)"
@@ -154,7 +137,8 @@ class Checkpoint:
         data = torch.empty((stop - start) * size, dtype=torch.uint8)
         file, read = self._file(path), 0
         while read < len(data):
-            count = os.preadv(file.fileno(), [data.numpy().data[read:]], place.start + start * size + read)
+            with told(path):
+                count = os.preadv(file.fileno(), [data.numpy().data[read:]], place.start + start * size + read)
             if count == 0:
                 raise CheckpointError(f"{path}: shrank since it was opened; do not write to a model that is in use")
             read += count
@@ -190,6 +174,11 @@ class Checkpoint:
         """
         return files_beside(self.folder)
 
+    def paths(self) -> frozenset[Path]:
+        """All that it is read from: its folder and its files, links followed."""
+        places = (self.folder, *(path for path, _ in self._places.values()), *self.side_files())
+        return frozenset(path.resolve() for path in places)
+
     def close(self) -> None:
         """Lets go of the files. Tensors already read stay valid; reading more is an error."""
         with self._lock:
@@ -209,10 +198,8 @@ class Checkpoint:
                 raise CheckpointError(f"{self.reference}: the checkpoint is closed; open it again to read")
             file = self._files.get(path)
             if file is None:
-                try:
+                with told(path):
                     file = self._files[path] = FileIO(path)
-                except OSError as error:
-                    raise CheckpointError(f"{path}: cannot be read any more: {error}") from error
             return file
 
     def _bytes(self, path: Path, place: Place) -> Tensor:
@@ -241,12 +228,6 @@ class Checkpoint:
             start = (size - _PIECE_BYTES) * piece // (_PIECES - 1)
             digest.update(data[start : start + _PIECE_BYTES])
         return digest.digest()
-
-
-def files_beside(folder: Path) -> tuple[Path, ...]:
-    """The small files of a model in a folder, sorted; see `Checkpoint.side_files`."""
-    found = {path for pattern in _SIDE_FILES for path in folder.glob(pattern) if path.is_file()}
-    return tuple(sorted(found))
 
 
 def map_file(path: Path) -> Tensor:

@@ -71,6 +71,10 @@ class CheckpointView(Checkpoint):
         """A hex digest that changes with the inner checkpoint's and with what makes this view another."""
         return hashlib.sha256(f"{self.inner.fingerprint()} {self._difference}".encode()).hexdigest()
 
+    def paths(self) -> frozenset[Path]:
+        """See `Checkpoint.paths`."""
+        return self.inner.paths()
+
     def close(self) -> None:
         """See `Checkpoint.close`."""
         self.inner.close()

@@ -18,14 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.checkpoint.folder import TEMPLATES
 from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, encode_header
-from evomerge.checkpoint.reading import TEMPLATES
+from evomerge.checkpoint.target import Target, sync
 from evomerge.errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there, two writers of one folder are the user's to avoid.
-    fcntl = None  # type: ignore[assignment]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Bytes after which the disk is set to work while more are merged, so that little is left for the end.
@@ -48,10 +44,10 @@ class _Shard:
 class CheckpointWriter:
     """Shards, then one rename.
 
-    A context manager. The files are written into ``<folder>.partial`` beside the target; `commit` makes
-    that the target by one rename. Left without `commit`, by an error or not, it removes what it wrote; a
-    killed run's remains are removed when the next writer of the same folder starts. Memory is bounded by a
-    tensor: each one goes straight to its place. `write` may be called from several threads.
+    A context manager. The files are written into a folder beside the target; `commit` makes that the target by one
+    rename, see `Target`. Left without `commit`, by an error or not, it removes what it wrote; a killed run's remains
+    are removed when the next writer of the same folder starts. Memory is bounded by a tensor: each one goes straight
+    to its place. `write` may be called from several threads.
     """
 
     def __init__(
@@ -61,6 +57,7 @@ class CheckpointWriter:
         *,
         shard_bytes: int = 5 * 10**9,
         overwrite: bool = False,
+        needed: Iterable[Path] = (),
     ) -> None:
         """Plans the shards and checks the target and the disk; nothing is written yet.
 
@@ -68,29 +65,29 @@ class CheckpointWriter:
             folder: the target; its parents are made where missing.
             layout: every tensor that will be written, in the order in which they should lie.
             shard_bytes: the most bytes of tensors in a file; a larger tensor has one of its own.
-            overwrite: replace an existing folder, whatever it holds, at the rename.
+            overwrite: replace an existing folder, at the rename, if a checkpoint is all that it holds.
+            needed: files and folders that the target must not be or hold, nor so the current and the home folder.
 
         Raises:
-            CheckpointError: the target is not empty, the layout has a name twice or a dtype that
-                safetensors lacks, or the disk has too little room.
+            CheckpointError: the target is not empty, or not one to overwrite; the layout has a name twice or a
+                dtype that safetensors lacks; or the disk has too little room.
         """
-        # Resolved, as the rename must replace what a link names, on its own file system.
-        self.folder = Path(folder).expanduser().resolve()
-        self._partial = self.folder.with_name(self.folder.name + ".partial")
-        self._replaced = self.folder.with_name(self.folder.name + ".partial-replaced")
-        self._overwrite = overwrite
+        self._target = Target(folder, overwrite=overwrite, needed=needed)
+        self.folder = self._target.folder
         self._shards = _plan(layout, shard_bytes)
         self._where = {name: shard for shard in self._shards for name in shard.places}
         self._left = {info.name: info.numel for info in layout if info.numel}
         self._files: dict[str, FileIO] = {}
-        self._folder_handle: int | None = None
         self._state = "new"
         self._lock = threading.Condition()
         self._writing = 0
         self._unsynced = 0
         self._syncing: threading.Thread | None = None
-        self._check_target()
-        self._check_room()
+        try:
+            self._target.check()
+            self._check_room()
+        except OSError as error:
+            raise self._abandon(error) from error
 
     def __enter__(self) -> CheckpointWriter:
         """Makes the temporary folder and the empty shards.
@@ -101,13 +98,10 @@ class CheckpointWriter:
         if self._state != "new":
             raise CheckpointError(f"{self.folder}: a writer is used once; make another")
         try:
-            self._recover()
-            self._check_target()
-            self._partial.mkdir(parents=True)
-            self._folder_handle = _locked(self._partial)
+            self._target.begin()
             self._state = "open"
             for shard in self._shards:
-                file = self._files[shard.name] = FileIO(self._partial / shard.name, "x")
+                file = self._files[shard.name] = FileIO(self._target.new / shard.name, "x")
                 _write_at(file, memoryview(shard.head), 0)
                 file.truncate(shard.nbytes)
         except OSError as error:
@@ -197,7 +191,7 @@ class CheckpointWriter:
             self._unsynced += len(data)
             if self._unsynced >= _SYNCED_TOGETHER and (self._syncing is None or not self._syncing.is_alive()):
                 self._unsynced = 0
-                self._syncing = threading.Thread(target=_begin_sync, args=(self._partial / shard.name,))
+                self._syncing = threading.Thread(target=_begin_sync, args=(self._target.new / shard.name,))
                 self._syncing.start()
 
     def commit(
@@ -237,29 +231,19 @@ class CheckpointWriter:
             try:
                 for name, path in copies.items():
                     if name not in texts:
-                        (self._partial / name).parent.mkdir(exist_ok=True)
-                        shutil.copyfile(path, self._partial / name)
-                        _sync(self._partial / name)
+                        (self._target.new / name).parent.mkdir(exist_ok=True)
+                        shutil.copyfile(path, self._target.new / name)
+                        sync(self._target.new / name)
                 for name, text in {**texts, **own}.items():
-                    (self._partial / name).write_text(text, encoding="utf-8", newline="")
-                    _sync(self._partial / name)
+                    (self._target.new / name).write_text(text, encoding="utf-8", newline="")
+                    sync(self._target.new / name)
                 for file in self._files.values():
                     os.fsync(file.fileno())
                 self._close_files()
-                _sync(self._partial)
-                self._rename()
-                _sync(self.folder.parent)
+                self._target.finish()
             except OSError as error:
                 raise self._abandon(error) from error
             self._state = "committed"
-            self._close_handle()
-
-    def _check_target(self) -> None:
-        """The target must be free, empty, or ours to replace."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise CheckpointError(f"{self.folder}: is a file; name a folder to write to")
-        if not self._overwrite and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise CheckpointError(f"{self.folder}: is not empty; name another folder, or allow overwriting it")
 
     def _check_room(self) -> None:
         """The disk must have room for all shards before the first is begun."""
@@ -267,10 +251,7 @@ class CheckpointWriter:
         while not place.exists():
             place = place.parent
         needed = sum(shard.nbytes for shard in self._shards)
-        free = shutil.disk_usage(place).free
-        # What a killed run left there is removed before the first byte is written.
-        stale = (path for path in self._partial.rglob("*") if path.is_file())
-        free += sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in stale)
+        free = shutil.disk_usage(place).free + self._target.stale_bytes()
         if needed > free:
             raise CheckpointError(
                 f"{self.folder}: the disk is too full: {needed:,} bytes needed, {free:,} free; "
@@ -301,36 +282,6 @@ class CheckpointWriter:
         names = {name: self._where[name].name for name in sorted(self._where)}
         return json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=2) + "\n"
 
-    def _recover(self) -> None:
-        """Cleans up after a killed run, wherever it was killed."""
-        if self._partial.exists():
-            handle = _locked(self._partial)  # An error where its writer lives.
-            try:
-                shutil.rmtree(self._partial)
-            finally:
-                if handle is not None:
-                    os.close(handle)
-        if self._replaced.exists():
-            if self.folder.exists():
-                shutil.rmtree(self._replaced)
-            else:
-                self._replaced.rename(self.folder)
-
-    def _rename(self) -> None:
-        """The temporary folder becomes the target; what was there goes only then."""
-        # Once more: the target may have been filled since this writer was made.
-        self._check_target()
-        if not self.folder.exists():
-            self._partial.rename(self.folder)
-            return
-        self.folder.rename(self._replaced)
-        try:
-            self._partial.rename(self.folder)
-        except OSError:
-            self._replaced.rename(self.folder)
-            raise
-        shutil.rmtree(self._replaced, ignore_errors=True)
-
     def _abandon(self, error: OSError) -> CheckpointError:
         """Removes what was written; the error to raise for what the disk said."""
         self._discard()
@@ -346,21 +297,14 @@ class CheckpointWriter:
 
     def _discard(self) -> None:
         """Closes and removes everything that was written."""
-        was_open, self._state = self._state == "open", "abandoned"
+        self._state = "abandoned"
         self._close_files()
-        if was_open:
-            shutil.rmtree(self._partial, ignore_errors=True)
-        self._close_handle()
+        self._target.discard()
 
     def _close_files(self) -> None:
         while self._files:
             with suppress(OSError):
                 self._files.popitem()[1].close()
-
-    def _close_handle(self) -> None:
-        if self._folder_handle is not None:
-            os.close(self._folder_handle)
-            self._folder_handle = None
 
 
 def _plan(layout: Sequence[TensorInfo], shard_bytes: int) -> tuple[_Shard, ...]:
@@ -400,36 +344,7 @@ def _write_at(file: FileIO, data: memoryview, start: int) -> None:
         data, start = data[count:], start + count
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders.
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _begin_sync(path: Path) -> None:
-    """Does as `_sync` ahead of time; what fails fails again at the end, where it is told."""
+    """Does as `sync` ahead of time; what fails fails again at the end, where it is told."""
     with suppress(OSError):
-        _sync(path)
-
-
-def _locked(folder: Path) -> int | None:
-    """A handle that locks a folder until it is closed or its process dies; None where there are no locks."""
-    if fcntl is None:
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise CheckpointError(
-            f"{folder}: another process is writing there; wait for it, or write to another folder"
-        ) from None
-    except OSError:  # A network file system without locks.
-        os.close(handle)
-        return None
-    return handle
+        sync(path)

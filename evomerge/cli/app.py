@@ -140,8 +140,12 @@ def search(
 def apply(
     recipe: RecipeOrRun,
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The folder to make.", show_default=False)],
-    shard_size: Annotated[float, typer.Option(min=0.000001, help="The most gigabytes of a weights file.")] = 5.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT_DIR where it exists.")] = False,
+    shard_size: Annotated[
+        float, typer.Option(min=0.000001, max=1e6, help="The most gigabytes of a weights file.")
+    ] = 5.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT_DIR if it holds a model and nothing else.")
+    ] = False,
 ) -> None:
     """Write the model that a recipe describes to a folder.
 
@@ -162,7 +166,8 @@ def apply(
         return f"Stopped: {out_dir} is {'as it was' if _inode(out_dir) == before else 'complete'}."
 
     with stoppable(stopped):
-        plan = open_recipe(_recipe_file(recipe))
+        path = _recipe_file(recipe)
+        plan = open_recipe(path)
         with Progress(*columns, console=out, transient=True) as progress:
             bar = progress.add_task("", total=plan.layout.nbytes)
             into_directory(
@@ -170,6 +175,7 @@ def apply(
                 out_dir,
                 shard_bytes=int(shard_size * 1e9),
                 overwrite=overwrite,
+                needed=[path],
                 progress=lambda count: progress.advance(bar, count),
             )
         say("\n".join([f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}", *remarks(plan)]))

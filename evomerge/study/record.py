@@ -21,6 +21,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
+from evomerge.checkpoint import UNFINISHED
 from evomerge.errors import StudyError
 from evomerge.evaluator import task_means
 from evomerge.search import Genome, SearchSpace
@@ -231,7 +232,7 @@ def recorded_trials(folder: Path) -> tuple[Trial, ...]:
 
 def partial(path: Path) -> Path:
     """Returns where a file is written before it has its name; one that a kill left behind is deleted by this name."""
-    return path.with_name(f".evomerge-partial-{path.name}")
+    return path.with_name(f".{path.name}.{UNFINISHED}")
 
 
 def write_atomically(path: Path, text: str) -> None:

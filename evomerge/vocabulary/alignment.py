@@ -51,6 +51,7 @@ class _Aligned(CheckpointView):
             for giver in givers:
                 dtype = torch.promote_types(dtype, opened[giver].tensors[_like(opened[giver], name)].dtype)
             tensors[name] = TensorInfo(name, dtype, (rows.count, *info.shape[1:]))
+        self._source = files.source
         self._folder = files.folder(inner, rows.count)
         # By their places: a model's name may be its path, which says nothing of it.
         places = [(n, [(list(opened).index(giver), row) for giver, row in need]) for n, need in self._needed.items()]
@@ -68,6 +69,10 @@ class _Aligned(CheckpointView):
         givers = sorted({giver for sources in self._needed.values() for giver, _ in sources})
         text = " ".join([super().fingerprint(), *(self._opened[giver].fingerprint() for giver in givers)])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def paths(self) -> frozenset[Path]:
+        """See `Checkpoint.paths`."""
+        return super().paths() | {self._source.resolve()}
 
     def made(self, name: str) -> Tensor:
         """See `CheckpointView.made`."""
@@ -111,6 +116,11 @@ class _Files:
     def __init__(self, output: ModelTokenizer, tokenizers: Mapping[Path, ModelTokenizer]) -> None:
         self._output = output
         self._tokenizers = tokenizers
+
+    @property
+    def source(self) -> Path:
+        """The folder that the tokenizer comes from."""
+        return self._output.folder
 
     def folder(self, inner: Checkpoint, count: int) -> TemporaryDirectory[str]:
         """Returns a folder that goes with the object: config, generation config, processors, tokenizer."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from evomerge.checkpoint import UNFINISHED
 from evomerge.errors import StudyError
 from evomerge.study import Record, runs
 from tests.study.search_case import write_case
@@ -88,10 +89,10 @@ def test_only_files_of_ours_are_cleared_away(run: Path):
     kept = [".notes.partial", ".study.db.partial", "other.partial-1"]
     for name in kept:
         (run / name).write_text("mine")
-    (run / ".evomerge-partial-best.yaml").write_text("half of")
+    (run / f".best.yaml.{UNFINISHED}").write_text("half of")
     Record(run).close()
     assert {path.name for path in run.iterdir()} >= set(kept)
-    assert not (run / ".evomerge-partial-best.yaml").exists()
+    assert not (run / f".best.yaml.{UNFINISHED}").exists()
 
 
 def test_runs_are_listed_with_their_state_best_score_and_verdict(case: Path, whole: Path, tmp_path: Path):

@@ -1,0 +1,93 @@
+"""Which files of a folder are a model's, and which of them must not be followed out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from evomerge.checkpoint.header import CONFIG, told
+from evomerge.errors import CheckpointError
+
+# The folder in which transformers keeps the chat templates beside the default one.
+TEMPLATES = "additional_chat_templates"
+
+UNFINISHED = "evomerge-unfinished-5c1e97d2"
+"""Part of the name of all that is written before it gets its own name: nobody calls a file that by chance."""
+
+_SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.json",
+    "*.jinja",
+    f"{TEMPLATES}/*.jinja",
+    "*processor_config.json",
+)
+# What a checkpoint of ours or of transformers has besides; a folder with anything else in it is not replaced.
+_OTHER_FILES = (
+    CONFIG,
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "evomerge_recipe.yaml",
+    "README.md",
+    "LICENSE*",
+    ".gitattributes",
+)
+
+
+def files_beside(folder: Path) -> tuple[Path, ...]:
+    """The small files of a model in a folder, sorted; see `Checkpoint.side_files`.
+
+    Raises:
+        CheckpointError: the folder cannot be read, or one of them is a link that leads out of it.
+    """
+    # Of the config, too, every word comes into the result.
+    return tuple(path for path in _files_like(folder, (*_SIDE_FILES, CONFIG)) if path.name != CONFIG)
+
+
+def strangers(folder: Path) -> list[str]:
+    """The names of all in a folder that no checkpoint of ours or of transformers has, sorted.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    known = (*_SIDE_FILES, *_OTHER_FILES)
+    return sorted(name for name in _names(folder) if not (_like(name, known) and (folder / name).is_file()))
+
+
+def _files_like(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    with told(folder):
+        found = [folder / name for name in _names(folder) if _like(name, patterns) and (folder / name).is_file()]
+        # In the Hub's cache, a model's files are links from snapshots/COMMIT into blobs.
+        whole = folder.resolve()
+        homes = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
+        for path in found:
+            if not any(path.resolve().is_relative_to(home) for home in homes):
+                raise CheckpointError(
+                    f"{path}: is a link to {path.resolve()}, out of the model's folder, and would be copied into the"
+                    " result; put the file itself there, if you trust who made the folder"
+                )
+    return sorted(found)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Yields the names of all in a folder, and of all templates in the folder that is for them."""
+    for path in folder.iterdir():
+        if path.name == TEMPLATES and path.is_dir():
+            yield from (f"{TEMPLATES}/{inner.name}" for inner in path.iterdir())
+        else:
+            yield path.name
+
+
+def _like(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
