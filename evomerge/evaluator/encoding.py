@@ -81,7 +81,9 @@ def encode(task: Task, items: Sequence[Item], tokenizer: Any, max_positions: int
     return Encoded(task, tuple(items), tuple(rows))
 
 
-def batches(rows: Sequence[Row], *, new_tokens: int, most_rows: int, most_tokens: int) -> list[list[Row]]:
+def batches(
+    rows: Sequence[Row], *, new_tokens: int, most_rows: int, most_tokens: int, most_targets: int
+) -> list[list[Row]]:
     """Returns the rows in batches of similar length, the longest first, so that too little memory shows at once.
 
     Args:
@@ -89,13 +91,16 @@ def batches(rows: Sequence[Row], *, new_tokens: int, most_rows: int, most_tokens
         new_tokens: how many tokens each row may grow by.
         most_rows: the most rows of a batch.
         most_tokens: the most tokens of a batch, its padding included.
+        most_targets: the most tokens of all targets of a batch.
     """
     found: list[list[Row]] = []
     # The order is total, so that batches, and with them the last bits of scores, are always the same.
     for row in sorted(rows, key=lambda row: (-len(row), row.item, row.choice)):
-        longest = len(found[-1][0]) + new_tokens if found else 0
-        if found and len(found[-1]) < most_rows and longest * (len(found[-1]) + 1) <= most_tokens:
-            found[-1].append(row)
+        batch = found[-1] if found else []
+        tokens = (len(batch[0]) + new_tokens) * (len(batch) + 1) if batch else 0
+        targets = sum(len(one.target) for one in (*batch, row))
+        if batch and len(batch) < most_rows and tokens <= most_tokens and targets <= most_targets:
+            batch.append(row)
         else:
             found.append([row])
     return found

@@ -1,13 +1,14 @@
 """Running a model over token ids: greedy completions, and log-likelihoods of continuations.
 
-Only the logits that are needed are computed: the last position's for a completion, the continuation's for a
-likelihood. Completions are padded on the left and likelihoods on the right, where causal attention never looks.
+Only the logits that are needed are computed: the last position's for a completion, for a likelihood those of each
+row's continuation, wherever it is. Completions are padded on the left and likelihoods on the right, where causal
+attention never looks.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from evomerge.evaluator.encoding import Row, batches
 T = TypeVar("T")
 
 LOGIT_BYTES = 400_000_000
-"""The most memory that one batch's float32 logits may take."""
+"""The most memory that one batch's logits may take in float32, where it is not a single row's."""
 
 
 class Runner:
@@ -56,54 +57,61 @@ class Runner:
         """Returns each row's greedy completion, cut before the first of the `stop` texts.
 
         Raises:
-            EvaluationError: the logits are not finite.
+            EvaluationError: the logits are not finite, or a single row does not fit in memory.
         """
-        found: dict[int, str] = {}
-        for batch in batches(rows, new_tokens=max_new_tokens, most_rows=self.most_rows, most_tokens=self.most_tokens):
-            done = self._in_memory(batch, lambda part: self._generate(part, max_new_tokens, stop))
-            found |= {id(row): text for row, text in zip(batch, done, strict=True)}
-        return [found[id(row)] for row in rows]
+        return self._batched(rows, lambda batch: self._generate(batch, max_new_tokens, stop), max_new_tokens)
 
     @torch.inference_mode()
     def log_likelihoods(self, rows: Sequence[Row]) -> list[float]:
         """Returns the natural logarithm of each row's target's likelihood given its prompt.
 
         Raises:
-            EvaluationError: the logits are not finite.
+            EvaluationError: the logits are not finite, or a single row does not fit in memory.
         """
+        # The last token is only predicted, never read: targets that differ in it alone share a run.
+        runs: dict[tuple[tuple[int, ...], int], list[Row]] = {}
+        for row in rows:
+            runs.setdefault((row.prompt + row.target[:-1], len(row.target)), []).append(row)
+        alike = list(runs.values())
         found: dict[int, float] = {}
-        single = [row for row in rows if len(row.target) == 1]
-        # Continuations of one token share one run of their prompt.
-        prompts: dict[tuple[int, ...], list[Row]] = {}
-        for row in single:
-            prompts.setdefault(row.prompt, []).append(row)
-        leaders = [same[0] for same in prompts.values()]
-        for batch in self._likelihood_batches(leaders):
-            for row, logits in zip(batch, self._in_memory(batch, self._last_logits), strict=True):
-                for same in prompts[row.prompt]:
-                    found[id(same)] = float(logits[same.target[0]])
-        for batch in self._likelihood_batches([row for row in rows if len(row.target) != 1]):
-            sums = self._in_memory(batch, self._target_sums)
-            found |= {id(row): value for row, value in zip(batch, sums, strict=True)}
+        leaders = [same[0] for same in alike]
+        lasts = {id(same[0]): [row.target[-1] for row in same] for same in alike}
+        sums = self._batched(leaders, lambda batch: self._sums(batch, lasts))
+        for same, values in zip(alike, sums, strict=True):
+            found |= {id(row): value for row, value in zip(same, values, strict=True)}
         return [found[id(row)] for row in rows]
 
-    def _likelihood_batches(self, rows: Sequence[Row]) -> list[list[Row]]:
-        widest = max((len(row.target) for row in rows), default=1)
-        most_rows = max(1, min(self.most_rows, LOGIT_BYTES // (4 * self._vocabulary * widest)))
-        return batches(rows, new_tokens=0, most_rows=most_rows, most_tokens=self.most_tokens)
-
-    def _in_memory(self, batch: list[Row], run: Callable[[list[Row]], list[T]]) -> list[T]:
-        """Returns what `run` gives for the batch, which is halved for as long as the device's memory is short."""
-        try:
-            return run(batch)
-        except torch.OutOfMemoryError:
+    def _batched(self, rows: Sequence[Row], run: Callable[[list[Row]], list[T]], new_tokens: int = 0) -> list[T]:
+        """Returns what `run` gives for each row; batches are halved, for good, where memory is short."""
+        found: dict[int, T] = {}
+        queue = self._batches(rows, new_tokens)
+        while queue:
+            batch = queue[0]
+            try:
+                found |= {id(row): value for row, value in zip(batch, run(batch), strict=True)}
+                queue = queue[1:]
+                continue
+            except (RuntimeError, MemoryError) as fault:
+                if not _out_of_memory(fault):
+                    raise
             if len(batch) == 1:
                 raise EvaluationError(
-                    f"a single sequence of {len(batch[0]):,} tokens does not fit in the device's memory"
-                ) from None
-        torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return self._in_memory(batch[:half], run) + self._in_memory(batch[half:], run)
+                    f"a single sequence of {len(batch[0]) + new_tokens:,} tokens does not fit in the device's memory"
+                )
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.most_tokens = (len(batch[0]) + new_tokens) * (len(batch) // 2)
+            queue = self._batches([row for one in queue for row in one], new_tokens)
+        return [found[id(row)] for row in rows]
+
+    def _batches(self, rows: Sequence[Row], new_tokens: int) -> list[list[Row]]:
+        return batches(
+            rows,
+            new_tokens=new_tokens,
+            most_rows=self.most_rows,
+            most_tokens=self.most_tokens,
+            most_targets=max(1, LOGIT_BYTES // (4 * self._vocabulary)),
+        )
 
     def _forward(self, **inputs: Any) -> Any:
         if not self._keeps_logits:
@@ -112,33 +120,47 @@ class Runner:
             inputs.pop("position_ids", None)
         return self.model(**inputs)
 
-    def _log_probabilities(self, ids: Sequence[Sequence[int]], first: int) -> Tensor:
-        """Returns float32 log-probabilities of the next token from position `first` on: (rows, rest, vocabulary)."""
-        width = max(len(one) for one in ids)
-        padded = torch.tensor([list(one) + [0] * (width - len(one)) for one in ids], device=self.device)
-        kept = torch.arange(first, width, device=self.device)
-        logits = self._forward(input_ids=padded, use_cache=False, logits_to_keep=kept).logits
-        logits = logits[:, -len(kept) :].float()
+    def _sums(self, batch: list[Row], lasts: Mapping[int, Sequence[int]]) -> list[list[float]]:
+        """Returns for each row the log-likelihoods of its target with each of its `lasts` as the last token."""
+        logits = self._target_logits(batch)
         if not torch.isfinite(logits).all():
             raise EvaluationError("the model's logits are not finite")
-        return torch.log_softmax(logits, dim=-1)
-
-    def _last_logits(self, batch: list[Row]) -> list[Tensor]:
-        shortest = min(len(row.prompt) for row in batch)
-        found = self._log_probabilities([row.prompt for row in batch], shortest - 1)
-        return [found[i, len(row.prompt) - shortest].cpu() for i, row in enumerate(batch)]
-
-    def _target_sums(self, batch: list[Row]) -> list[float]:
-        first = min(len(row.prompt) for row in batch) - 1
-        # The last token is only predicted, never read.
-        found = self._log_probabilities([(row.prompt + row.target)[:-1] for row in batch], first)
         sums = []
-        for i, row in enumerate(batch):
-            start = len(row.prompt) - 1 - first
-            target = torch.tensor(row.target, device=self.device)
-            picked = found[i, start : start + len(row.target)].gather(-1, target[:, None])
-            sums.append(float(picked.double().sum()))
+        for row, part in zip(batch, torch.split(logits, [len(row.target) for row in batch]), strict=True):
+            # Row by row, as each takes float32 copies.
+            logs = torch.log_softmax(part.float(), dim=-1)
+            read = torch.tensor(row.target[:-1], dtype=torch.long, device=logs.device)
+            before = logs[:-1].gather(-1, read[:, None]).double().sum()
+            ends = torch.tensor(lasts[id(row)], device=logs.device)
+            sums.append((before + logs[-1, ends].double()).tolist())
         return sums
+
+    def _target_logits(self, batch: list[Row]) -> Tensor:
+        """Returns the logits of every target's tokens, (tokens of all targets, vocabulary); no others are computed."""
+        ids = [(row.prompt + row.target)[:-1] for row in batch]
+        width = max(map(len, ids))
+        padded = torch.tensor([list(one) + [0] * (width - len(one)) for one in ids], device=self.device)
+        wanted = torch.tensor(
+            [(i, len(row.prompt) - 1 + place) for i, row in enumerate(batch) for place in range(len(row.target))]
+        )
+
+        def gathered(states: Tensor) -> Tensor:
+            index = wanted.to(states.device)
+            return states[index[:, 0], index[:, 1]]
+
+        def before_head(_: nn.Module, inputs: tuple[Any, ...]) -> Any:
+            fits = inputs and inputs[0].shape[:2] == padded.shape
+            return (gathered(inputs[0])[None], *inputs[1:]) if fits else None
+
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(before_head) if isinstance(head, nn.Module) else None
+        try:
+            logits: Tensor = self._forward(input_ids=padded, use_cache=False).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        # A model without a head of its own, or one that is called in another way, gives the logits of all positions.
+        return gathered(logits) if logits.shape[:2] == padded.shape else logits[0]
 
     def _generate(self, batch: list[Row], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
         width = max(len(row.prompt) for row in batch)
@@ -196,6 +218,13 @@ class Runner:
     def _text(self, tokens: list[int], stop: Sequence[str]) -> str:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         return text[: min((text.index(one) for one in stop if one in text), default=len(text))]
+
+
+def _out_of_memory(fault: Exception) -> bool:
+    """Returns whether memory is short: not every allocator has an exception of its own."""
+    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(fault).lower() for words in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
 
 
 class _Growing(DynamicLayer):  # type: ignore[no-untyped-call]

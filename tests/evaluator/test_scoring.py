@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from evomerge.errors import EvaluationError
+from evomerge.evaluator import scoring
 from evomerge.evaluator.encoding import Row, batches
 from evomerge.evaluator.scoring import Runner
 from tests.tiny import tiny_checkpoint
@@ -95,11 +96,69 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, monkeypatch: pytest.MonkeyP
     assert small.completions(rows(tokenizer, [""]), 5, ()) == expected
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError("[enforce fail] can't allocate memory")])
+def test_the_smaller_batch_is_kept_after_memory_was_short(loaded, error, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = loaded[1]
+    made = runner(loaded, 64)
+    whole, tried = made._forward, []
+
+    def short_of_memory(**inputs):
+        tried.append(inputs["input_ids"].shape[0])
+        if tried[-1] > 2:
+            raise error
+        return whole(**inputs)
+
+    monkeypatch.setattr(made, "_forward", short_of_memory)
+    asked = rows(tokenizer, ["a long answer"])
+    expected = runner(loaded, 1).log_likelihoods(asked)
+    assert made.log_likelihoods(asked) == pytest.approx(expected, abs=1e-4)
+    assert max(tried) > 2
+    tried.clear()
+    made.log_likelihoods(asked)
+    assert max(tried) <= 2
+
+
+def test_one_row_that_does_not_fit_is_an_error_and_other_errors_are_not_swallowed(loaded, monkeypatch):
+    asked = rows(loaded[1], ["a"])
+    made = runner(loaded, 64)
+
+    def fails(error):
+        def forward(**_):
+            raise error
+
+        monkeypatch.setattr(made, "_forward", forward)
+
+    fails(torch.OutOfMemoryError())
+    with pytest.raises(EvaluationError, match="a single sequence of 49 tokens does not fit"):
+        made.log_likelihoods(asked)
+    fails(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        made.log_likelihoods(asked)
+
+
+def test_only_the_targets_positions_go_through_the_head_and_their_bound_holds(loaded, monkeypatch):
+    model, tokenizer = loaded
+    asked = rows(tokenizer, ["x", "y", " yes"])
+    expected = runner(loaded, 64).log_likelihoods(asked)
+    monkeypatch.setattr(scoring, "LOGIT_BYTES", 4 * model.config.vocab_size * 5)
+    positions: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: positions.append(logits[..., 0].numel()))
+    try:
+        found = runner(loaded, 64).log_likelihoods(asked)
+    finally:
+        hook.remove()
+    assert found == pytest.approx(expected, abs=1e-4)
+    # The two targets of one token are read from the same position.
+    assert sum(positions) == len(PROMPTS) * (1 + len(" yes"))
+    assert max(positions) <= 5
+
+
 def test_batches_hold_every_row_once_within_their_limits():
-    made = [Row(i, 0, (1,) * (1 + i * 7 % 50), ()) for i in range(100)]
-    found = batches(made, new_tokens=10, most_rows=9, most_tokens=300)
+    made = [Row(i, 0, (1,) * (1 + i * 7 % 50), (1,) * (i % 13)) for i in range(100)]
+    found = batches(made, new_tokens=10, most_rows=9, most_tokens=300, most_targets=50)
     assert sorted(row.item for batch in found for row in batch) == list(range(100))
     for batch in found:
         assert len(batch) <= 9
+        assert sum(len(row.target) for row in batch) <= 50
         assert len(batch) * (max(map(len, batch)) + 10) <= 300
-    assert batches(list(reversed(made)), new_tokens=10, most_rows=9, most_tokens=300) == found
+    assert batches(list(reversed(made)), new_tokens=10, most_rows=9, most_tokens=300, most_targets=50) == found
