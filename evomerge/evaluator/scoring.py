@@ -211,12 +211,20 @@ class Runner:
     def _stopped(self, tokens: list[int], stop: Sequence[str]) -> bool:
         if not stop:
             return False
-        # A stop text of n characters has at most n tokens; one more may share its first character's bytes.
-        tail = self.tokenizer.decode(tokens[-(max(map(len, stop)) + 4) :], skip_special_tokens=True)
-        return any(text in tail for text in stop)
+        # A character can have several tokens, and a token no character: enough of them are taken for the longest stop
+        # text to begin before the last few, which may still have been parts of a character when they were looked at.
+        enough, window = max(map(len, stop)) + 4, 16
+        while len(self._decoded(tokens[-window:-4])) < enough and window < len(tokens):
+            window *= 2
+        tail = self._decoded(tokens[-window:])
+        # The whole decides: a part can read differently where it begins.
+        return any(text in tail for text in stop) and any(text in self._decoded(tokens) for text in stop)
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _text(self, tokens: list[int], stop: Sequence[str]) -> str:
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        text = self._decoded(tokens)
         return text[: min((text.index(one) for one in stop if one in text), default=len(text))]
 
 

@@ -1,6 +1,7 @@
 """Scoring in batches against the slow way: one sequence at a time, all logits, transformers' own generate."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from evomerge.errors import EvaluationError
 from evomerge.evaluator import scoring
 from evomerge.evaluator.encoding import Row, batches
 from evomerge.evaluator.scoring import Runner
-from tests.tiny import tiny_checkpoint
+from tests.tiny import VOCABULARY, tiny_checkpoint, tiny_config, tiny_tokenizer
 
 PROMPTS = ["a", "what is it?", "a much longer prompt than all of the others here", "xyz", "what is it? no", "été"]
 
@@ -151,6 +152,31 @@ def test_only_the_targets_positions_go_through_the_head_and_their_bound_holds(lo
     # The two targets of one token are read from the same position.
     assert sum(positions) == len(PROMPTS) * (1 + len(" yes"))
     assert max(positions) <= 5
+
+
+class Writer(torch.nn.Module):
+    """Writes the same tokens whatever it is asked, one a step."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = tiny_config("llama")
+        self.left = list(tokens)
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, VOCABULARY)
+        logits[:, -1, self.left.pop(0)] = 1
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("text", ["以上が答えです", "end", "🙂🙂", "\n\nQ:"])
+def test_a_stop_text_of_more_tokens_than_characters_ends_a_completion_at_once(text: str):
+    tokenizer = tiny_tokenizer()
+    written = [int(one) for one in tokenizer("そう。" + text + "x" * 50)["input_ids"]]
+    model = Writer(written)
+    made = Runner(model, tokenizer, (), most_rows=4, most_tokens=1000)
+    assert made.completions([Row(0, 0, (5,), ())], 60, (text, "never")) == ["そう。"]
+    assert len(model.left) == 50
 
 
 def test_batches_hold_every_row_once_within_their_limits():
