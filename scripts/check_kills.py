@@ -1,10 +1,13 @@
-"""Kills a search again and again, and shows that nothing was lost.
+"""Kills a search, or an apply, again and again, and shows that nothing was lost.
 
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10
+    python scripts/check_kills.py recipes/quickstart.yaml --kills 10 --apply
 
 Runs the search once undisturbed. Then runs it again, killing it (SIGKILL, with no chance to tidy up) at random
 moments: while it builds, evaluates or writes. At the end the two runs must hold the same record, the same winner
-and the same files. Exits with 1 where they do not.
+and the same files. With --apply, the same for the writing of the search's first candidate, to a new folder and over
+an old model: after each kill the folder must be as before or the new model, at the end the new model, byte for byte,
+and what lies beside it must be untouched. Exits with 1 where something is otherwise.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from evomerge.study import Record
+from evomerge.checkpoint import UNFINISHED
+from evomerge.study import Record, prepare
 
 
 def search_command(recipe: Path, folder: Path, options: list[str]) -> list[str]:
@@ -81,38 +86,124 @@ def run_state(folder: Path) -> dict[str, Any]:
     return {"trials": trials, "result": result, "best.yaml": best, "files": files}
 
 
+def check_search(recipe: Path, folder: Path, kills: int, rng: random.Random, options: list[str]) -> dict[str, bool]:
+    """Runs both searches; returns which parts of the two runs are the same."""
+    whole, killed = folder / "whole", folder / "killed"
+    started = time.monotonic()
+    subprocess.run(search_command(recipe, whole, options), check=True, stdout=subprocess.DEVNULL)
+    took = time.monotonic() - started
+    print(f"undisturbed: {took:.0f} s", flush=True)
+    # Half of that on average, and starting takes no part in it: the search outlasts all kills.
+    seen = killed_search(search_command(recipe, killed, options), killed, kills, took / kills / 2, rng)
+    print(f"killed {len(seen)} times, with {seen} merges on record")
+    left, right = run_state(whole), run_state(killed)
+    print(f"files: {', '.join(right['files'])}")
+    return {part: left[part] == right[part] for part in left}
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Returns all that a folder holds: the bytes of each file by its path; None for a folder."""
+    paths = folder.rglob("*")
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def killed_apply(command: list[str], work: Path, moment: float | None) -> float | None:
+    """Runs an apply, and kills it so many seconds after it began to write; None: lets it end.
+
+    Args:
+        command: the apply.
+        work: the hidden folder in which it writes.
+        moment: when to kill it.
+
+    Returns:
+        The seconds from its first write to its end; None where it was killed.
+    """
+    left = changed(work)  # by the kill before
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and changed(work) in (0, left):
+        time.sleep(0.0005)
+    started = time.monotonic()
+    try:
+        process.wait(timeout=moment)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    took = time.monotonic() - started
+    _, errors = process.communicate()
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"apply failed:\n{errors.decode()}")
+    return None if process.returncode else took
+
+
+def changed(path: Path) -> int:
+    """Returns when a folder was last changed; 0 where there is none."""
+    try:
+        return path.stat().st_ctime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def check_apply(recipe: Path, folder: Path, kills: int, rng: random.Random) -> dict[str, bool]:
+    """Applies the first candidate of a search, undisturbed and killed; returns what is as it must be."""
+    first, parent = prepare(recipe).first, folder / "parent"
+    merge, out = folder / "merge.yaml", parent / "OUT"
+    work = parent / f".OUT.{UNFINISHED}"
+    merge.write_text(first.recipe.to_yaml("The first candidate of the search."))
+    for name in ("OUT.partial", "OUT.partial-replaced", ".OUT.partial", ".x.partial1", "models"):
+        (parent / name).mkdir(parents=True)
+        (parent / name / "precious.txt").write_text(name)
+    for place in (parent, folder):
+        (place / ".best.yaml.partial").write_text("precious")
+    command = [sys.executable, "-m", "evomerge", "apply", str(merge), str(out), "--shard-size", "0.00002"]
+    took = killed_apply(command, work, None)
+    assert took is not None
+    new = contents(out)
+    print(f"undisturbed: {took:.2f} s of writing {len(new)} files", flush=True)
+    shutil.rmtree(out)
+    untouched, good = contents(folder), {}
+    for mode, options in (("apply", []), ("apply --overwrite", ["--overwrite"])):
+        states: list[str] = []
+        old = contents(first.layout.donor.folder) if options else {}
+        while len(states) < kills:
+            if not options:
+                shutil.rmtree(out, ignore_errors=True)
+            elif not work.exists():
+                shutil.rmtree(out, ignore_errors=True)
+                shutil.copytree(first.layout.donor.folder, out)
+            if killed_apply([*command, *options], work, rng.uniform(0, took)) is None:
+                # Between two renames the old model is in the work folder, from where the next run brings it back.
+                found = contents(out if out.exists() else work / "replaced")
+                states.append("the new model" if found == new else "as before" if found == old else "BROKEN")
+        if not options:
+            shutil.rmtree(out, ignore_errors=True)
+        killed_apply([*command, *options], work, None)
+        counts = ", ".join(f"{states.count(state)} times {state}" for state in sorted(set(states)))
+        print(f"{mode}: killed {len(states)} times; the folder was then {counts}", flush=True)
+        good[f"{mode}: the folder after each kill"] = "BROKEN" not in states
+        good[f"{mode}: the folder at the end"] = contents(out) == new
+        shutil.rmtree(out)
+        good[f"{mode}: what lies beside it"] = contents(folder) == untouched
+    return good
+
+
 def main() -> None:
-    """Runs both searches and compares them."""
+    """Runs the search or the apply undisturbed and killed, and compares them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/check-kills"), help="holds both runs")
+    parser.add_argument("--apply", action="store_true", help="kill evomerge apply, not evomerge search")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, not of the search")
     parser.add_argument("--options", nargs="*", default=[], help="for evomerge search, such as --options=--device=cpu")
     arguments = parser.parse_args()
-    shutil.rmtree(arguments.run_dir, ignore_errors=True)
-    whole, killed = arguments.run_dir / "whole", arguments.run_dir / "killed"
-    command = search_command(arguments.recipe, whole, arguments.options)
-    started = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    took = time.monotonic() - started
-    print(f"undisturbed: {took:.0f} s", flush=True)
-    seen = killed_search(
-        search_command(arguments.recipe, killed, arguments.options),
-        killed,
-        arguments.kills,
-        # Half of that on average, and starting takes no part in it: the search outlasts all kills.
-        took / arguments.kills / 2,
-        random.Random(arguments.seed),
-    )
-    print(f"killed {len(seen)} times, with {seen} merges on record")
-    left, right = run_state(whole), run_state(killed)
-    same = {part: left[part] == right[part] for part in left}
-    for part, equal in same.items():
-        print(f"{part}: {'the same' if equal else 'DIFFERENT'}")
-    print(f"files: {', '.join(right['files'])}")
-    if not all(same.values()):
-        raise SystemExit(1)
+    folder, rng = Path(tempfile.mkdtemp(prefix="check-kills-")), random.Random(arguments.seed)
+    if arguments.apply:
+        good = check_apply(arguments.recipe, folder, arguments.kills, rng)
+    else:
+        good = check_search(arguments.recipe, folder, arguments.kills, rng, arguments.options)
+    for part, equal in good.items():
+        print(f"{part}: {'as it must be' if equal else 'DIFFERENT'}")
+    if not all(good.values()):
+        raise SystemExit(f"what was written is in {folder}")
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
