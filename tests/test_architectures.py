@@ -59,7 +59,7 @@ def loaded(made: Plan, folder: Path, kind: str) -> nn.Module:
 
 def live(made: Plan) -> nn.Module:
     """The plan's model, filled in place."""
-    resident = LiveModel(made, "cpu")
+    resident = LiveModel(made, "cpu", made.layout.dtype)
     into_model(made, resident, Sources(made.layout.checkpoints, "disk", torch.device("cpu"), reused=False))
     return resident.model
 
@@ -127,4 +127,4 @@ def test_an_encoder_merges_and_loads_but_is_not_searched(parents: Any, tmp_path:
     stack = loaded(planned(RECIPES["stack"], parents("bert")), tmp_path / "stack", "bert")
     assert len(stack.bert.encoder.layer) == 6
     with pytest.raises(ArchitectureError, match=r"BertForMaskedLM writes no text.*evomerge apply"):
-        LiveModel(made, "cpu")
+        LiveModel(made, "cpu", made.layout.dtype)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from evomerge.errors import ArchitectureError
+
+T = TypeVar("T")
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """The names that a depth has."""
@@ -35,16 +38,106 @@ def depth_of(config: Mapping[str, Any]) -> int:
 
 def parsed_text(config: Mapping[str, Any]) -> Any:
     """The language model's config with the values that it leaves out, as they are its class's default; or None."""
+    found = parsed(config)
+    return None if found is None else found.get_text_config()
+
+
+def parsed(config: Mapping[str, Any]) -> Any:
+    """The config as transformers reads it; None where transformers has no such model.
+
+    Raises:
+        ArchitectureError: transformers refuses a value; the key is named.
+    """
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return None
-    plain = {key: value for key, value in config.items() if key != "auto_map"}
+    _refuse_texts(config)
+    return made_from(config, CONFIG_MAPPING[kind].from_dict)
+
+
+def made_from(config: Mapping[str, Any], make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` makes of a config, from which all is removed that would have transformers run code from elsewhere.
+
+    Args:
+        config: a checkpoint's config.json; it is not changed.
+        make: for instance a model of transformers.
+
+    Raises:
+        ArchitectureError: `make` fails; the key without which it would not, or not like this, is named.
+    """
+    plain = _without_code(config)
     try:
-        return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(plain)).get_text_config()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ArchitectureError(f'config.json is no config of a "{kind}" for transformers: {error}') from None
+        return make(copy.deepcopy(plain))
+    # A wrong value leads to whatever error it meets first.
+    except Exception as fault:
+        reason = _reason(fault)
+    path, value = _culprit(plain, make, reason)
+    what = f"{path} is {_shortened(repr(value))}, which" if path else "it is a config that"
+    raise ArchitectureError(
+        f'config.json: {what} transformers does not accept for a "{config.get("model_type")}" ({reason});'
+        " is it the right config.json?"
+    )
+
+
+# Keys by which a config names code to run: the checkpoint's own, or kernels of the Hub.
+_CODE = re.compile(r"auto_map|_?(attn|experts)_implementation(_internal)?")
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_code(inner) for key, inner in value.items() if not _CODE.fullmatch(str(key))}
+    return [_without_code(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _culprit(plain: dict[str, Any], make: Callable[[dict[str, Any]], Any], reason: str) -> tuple[str, Any]:
+    """The path and the value of the key without which `make` works, or fails for another reason; "" where none is."""
+    # By how much goes another way without a key: all, the kind of the error, its text.
+    found: list[tuple[int, str]] = []
+    for key in plain:
+        try:
+            make(copy.deepcopy({name: value for name, value in plain.items() if name != key}))
+            found = [(0, key)]
+            break
+        except Exception as fault:
+            other = _reason(fault)
+        if key != "model_type" and other != reason:
+            found.append((1 if other.partition(":")[0] != reason.partition(":")[0] else 2, key))
+    changed = min(found, key=lambda one: one[0])[1] if found else ""
+    inner = plain.get(changed)
+    if isinstance(inner, dict):
+        path, value = _culprit(inner, lambda part: make({**copy.deepcopy(plain), changed: part}), reason)
+        return (f"{changed}.{path}", value) if path else (changed, inner)
+    return changed, inner
+
+
+def _reason(fault: Exception) -> str:
+    text = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+    # What a wrapper says before the error proper.
+    return _shortened(re.sub(r"StrictDataclass\w+: .*?: (?=\w+Error: )", "", text))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+# Texts in a config's rotary embeddings; all else there are numbers.
+_ROPE_TEXTS = ("rope_type", "type")
+
+
+def _refuse_texts(config: Mapping[str, Any]) -> None:
+    """Raises an ArchitectureError for texts instead of numbers that transformers meets only as it makes a model."""
+    for part in parts_of(config):
+        for key in ("rope_parameters", "rope_scaling"):
+            given = part.get(key)
+            # There may be one for each kind of layer.
+            for inner in (given, *given.values()) if isinstance(given, dict) else ():
+                for name, value in inner.items() if isinstance(inner, dict) else ():
+                    if isinstance(value, str) and name not in _ROPE_TEXTS:
+                        raise ArchitectureError(f"config.json: {key}.{name} is {value!r}; expected a number")
+        if isinstance(part.get("rope_theta"), str):
+            raise ArchitectureError(f"config.json: rope_theta is {part['rope_theta']!r}; expected a number")
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:

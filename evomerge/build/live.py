@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
+import math
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from evomerge.architecture import made_from, parsed
 from evomerge.build.placement import places
-from evomerge.build.plan import Plan
+from evomerge.build.plan import Layout, Plan
 from evomerge.build.residence import compute_device
-from evomerge.errors import ArchitectureError
+from evomerge.errors import ArchitectureError, EvaluationError
 
 
 def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
@@ -24,16 +29,35 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> n
     Args:
         config: a checkpoint's config.json.
         dtype: the dtype of all its parameters.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; or ``auto``: the fastest, several GPUs where one is small.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto``: the fastest, several GPUs where one is small; or
+            ``meta``: none, so that nothing but shapes is there.
 
     Raises:
-        ArchitectureError: transformers has no model of this type, or none that writes text.
+        ArchitectureError: transformers has no model of this type, none that writes text, or refuses the config.
     """
-    from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
+    return _materialized(_skeleton(config, dtype), dtype, device)
 
-    parsed, auto = _auto_class(config)
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = auto.from_config(parsed, dtype=dtype, trust_remote_code=False)
+
+def _skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """Returns the model without memory for its parameters."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING
+
+    def make(plain: dict[str, Any]) -> nn.Module:
+        own = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = auto.from_config(own, dtype=dtype, trust_remote_code=False)
+        model.tie_weights()  # type: ignore[operator]
+        return model
+
+    auto = _auto_class(config)
+    return made_from(config, make)
+
+
+def _materialized(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+    """Returns the model with memory for its parameters."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
     wide = _kept_wide(model, dtype)
     spread: dict[str, Any] = {"": compute_device(device)}
     if device == "auto" and torch.cuda.device_count() > 1:
@@ -54,27 +78,68 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> n
     return model.eval()
 
 
-def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Returns the dtype in which a model stored in `stored` runs on `device`: its own, where the hardware has it.
+def compute_dtype(layout: Layout, device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """Returns the dtype in which a layout's model runs on `device`: the one that it is stored in, or float32.
 
-    A processor without bfloat16 or float16 units computes them ten times slower than float32. There the same
-    values run in float32, which holds each of them exactly.
+    float32 holds every value of bfloat16 and float16 exactly, but takes twice their memory: it is for processors that
+    are slow in those. Whether one is, is measured once a process, in about a tenth of a second, on a product of the
+    size of the model's own; no flag of the processor tells it.
+
+    Args:
+        layout: how the model is made.
+        device: where it runs.
+        wanted: the dtype's name; ``auto``: the one in which it runs fastest.
+
+    Raises:
+        EvaluationError: the weights would not be the same in the wanted dtype.
     """
-    if device.type != "cpu" or stored not in (torch.bfloat16, torch.float16):
-        return stored
-    name = "_is_mkldnn_bf16_supported" if stored == torch.bfloat16 else "_is_mkldnn_fp16_supported"
-    supported = getattr(torch.ops.mkldnn, name, None)
-    return stored if supported is not None and supported() else torch.float32
+    if wanted != "auto":
+        stored = str(layout.dtype).removeprefix("torch.")
+        allowed = {stored: layout.dtype} | ({"float32": torch.float32} if layout.dtype.itemsize < 4 else {})
+        if wanted not in allowed:
+            raise EvaluationError(
+                f'--compute-dtype is "{wanted}"; expected auto or {" or ".join(allowed)}, as the model is stored in'
+                f" {stored} and must run with the values that are stored"
+            )
+        return allowed[wanted]
+    if device.type != "cpu" or layout.dtype not in (torch.bfloat16, torch.float16):
+        return layout.dtype
+    shapes = [info.shape for info in layout.tensors if len(info.shape) == 2]
+    # The most frequent shape is of the layers; embeddings are larger, but looked up.
+    common = Counter(shapes).most_common(1)[0][0] if shapes else (1024, 1024)
+    return _faster(layout.dtype, min(common[0], 4096), min(common[1], 4096))
+
+
+@cache
+def _faster(stored: torch.dtype, rows: int, columns: int) -> torch.dtype:
+    seconds = dict.fromkeys((stored, torch.float32), math.inf)
+    with torch.inference_mode():
+        inputs = {
+            dtype: (torch.full((64, columns), 0.5, dtype=dtype), torch.full((rows, columns), 0.5, dtype=dtype))
+            for dtype in seconds
+        }
+        end = time.perf_counter() + 0.1
+        # By turns, so that what else the machine does slows both; at least twice, as the first run is set up.
+        for turn in itertools.count():
+            for dtype, (tokens, weight) in inputs.items():
+                started = time.perf_counter()
+                nn.functional.linear(tokens, weight)
+                seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
+            if turn and time.perf_counter() > end:
+                break
+    # Twice the memory for less than a quarter more speed is no gain.
+    return torch.float32 if 1.25 * seconds[torch.float32] < seconds[stored] else stored
 
 
 class LiveModel:
     """A model in memory and the place of each of a plan's tensors in it.
 
-    Its parameters hold the very values that a directory would, in the dtype that `compute_dtype` says.
+    Its parameters hold the very values that a directory would.
 
     Args:
         plan: any plan of the search: all have the same tensors.
         device: see `empty_model`.
+        dtype: the dtype of the parameters: the plan's, or a wider one, see `compute_dtype`.
 
     Attributes:
         model: the model; its values are undefined until `into_model`.
@@ -82,31 +147,38 @@ class LiveModel:
             no use for it.
 
     Raises:
-        ArchitectureError: the plan's tensors are not those of the model.
+        ArchitectureError: transformers cannot make the model, or the plan's tensors are not those of it.
     """
 
-    def __init__(self, plan: Plan, device: str) -> None:
-        self.model = empty_model(plan.layout.config, compute_dtype(plan.layout.dtype, compute_device(device)), device)
-        self.places = places(self.model, plan.layout.tensors, plan.layout.donor.reference)
+    def __init__(self, plan: Plan, device: str, dtype: torch.dtype) -> None:
+        reference = plan.layout.donor.reference
+        try:
+            skeleton = _skeleton(plan.layout.config, dtype)
+        except ArchitectureError as fault:
+            raise ArchitectureError(f"{reference}: {fault}") from None
+        # Before there is memory for it: a config with wrong sizes may want more than there is.
+        places(skeleton, plan.layout.tensors, reference)
+        self.model = _materialized(skeleton, dtype, device)
+        self.places = places(self.model, plan.layout.tensors, reference)
 
 
-def _auto_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Returns the config as transformers parses it, and its class that makes such a model."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
+def _auto_class(config: Mapping[str, Any]) -> Any:
+    """Returns the class of transformers that makes such a model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
     kind = str(config.get("model_type"))
-    if kind not in CONFIG_MAPPING:
+    own = parsed(config)
+    if own is None:
         raise ArchitectureError(
             f'config.json says model_type "{kind}", which this version of transformers does not have; '
             "code that comes with a checkpoint is never run: update transformers"
         )
-    plain = {key: value for key, value in config.items() if key != "auto_map"}
-    parsed = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(plain))
-    named = set(config.get("architectures") or ())
+    said = config.get("architectures")
+    named = set(map(str, said)) if isinstance(said, list) else set()
 
     def classes(auto: Any) -> set[str]:
         """The names of the classes of `auto` for this config."""
-        found = auto._model_mapping.get(type(parsed), ())
+        found = auto._model_mapping.get(type(own), ())
         return {one.__name__ for one in (found if isinstance(found, list | tuple) else (found,))}
 
     writers = [auto for auto in (AutoModelForCausalLM, AutoModelForImageTextToText) if classes(auto)]
@@ -118,7 +190,7 @@ def _auto_class(config: Mapping[str, Any]) -> tuple[Any, Any]:
             f"{what} writes no text, so no task can score it: expected a causal language model, or one of text and"
             " images; to merge without searching: evomerge apply"
         )
-    return parsed, chosen or writers[0]
+    return chosen or writers[0]
 
 
 def _kept_wide(model: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evomerge.architecture import parsed
 from evomerge.build.component import language_parts
 from evomerge.build.heads import with_own_heads
 from evomerge.build.parts import checked_method
 from evomerge.build.plan import Plan
 from evomerge.build.planner import plan
 from evomerge.checkpoint import Checkpoint, open_checkpoint
-from evomerge.errors import CheckpointError, EvomergeError, RecipeError
+from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError
 from evomerge.recipe import Recipe
 from evomerge.vocabulary import aligned
 
@@ -52,7 +53,7 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     is seen through it, and what the larger model has besides is one more.
 
     Raises:
-        RecipeError: with a line for every model that cannot be opened.
+        RecipeError: with a line for every model that cannot be opened, or whose config.json has a wrong value.
         ArchitectureError: a model has no such component.
     """
     opened: dict[str, Checkpoint] = {}
@@ -60,8 +61,11 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     for reference in recipe.references():
         try:
             opened[reference] = open_checkpoint(reference, recipe.folders)
+            parsed(opened[reference].config)
         except CheckpointError as fault:
             faults += recipe.model_faults(reference, fault)
+        except ArchitectureError as fault:
+            faults += recipe.model_faults(reference, ArchitectureError(f"{reference}: {fault}"))
     if faults:
         raise RecipeError(faults)
     if recipe.component is None:

@@ -46,6 +46,14 @@ Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the fastest, several GPUs where one is too small.")
 ]
 
+ComputeDtype = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="The dtype in which the model runs: its own, or float32, which holds the same values; auto: the faster.",
+    ),
+]
+
 
 def _recipe_file(path: Path) -> Path:
     """Returns the recipe that `path` means: a run's folder stands for its best.yaml.
@@ -93,6 +101,7 @@ def search(
         int | None, typer.Option(min=0, max=2**32 - 1, help="The search's seed, instead of the recipe's own.")
     ] = None,
     device: Device = "auto",
+    compute_dtype: ComputeDtype = "auto",
 ) -> None:
     """Fill a recipe's holes by evolution; start it again to go on.
 
@@ -119,7 +128,7 @@ def search(
     with stoppable(stopped):
         compute_device(device)
         with _waiting("Checking the recipe, its models and tasks"):
-            preparation = prepare(recipe, evaluations=evaluations, seed=seed)
+            preparation = prepare(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
         say(_summary(recipe, preparation, device))
         display = SearchDisplay(out, preparation)
         with display, Study(preparation, folder, device, display) as study:
@@ -198,6 +207,7 @@ def evaluate(
     tasks: Annotated[list[Path], typer.Argument(metavar="TASK...", help="Task files.", show_default=False)],
     split: Annotated[str, typer.Option(help="search, holdout, or both.")] = "holdout",
     device: Device = "auto",
+    compute_dtype: ComputeDtype = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON with every item's score, and completions where there are any.")
     ] = False,
@@ -218,7 +228,7 @@ def evaluate(
         model = str(Path(model) / "best.yaml")
     with stoppable(lambda: "Stopped: not all is scored, so no score is shown."):
         with nullcontext() if as_json else _waiting(f"Scoring {model}"):
-            found = evaluated(model, tasks, splits, device)
+            found = evaluated(model, tasks, splits, device, compute_dtype)
         if as_json:
             sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
             return
@@ -230,7 +240,7 @@ def evaluate(
 
 
 @app.command()
-def check(recipe: RecipeOrRun, device: Device = "auto") -> None:
+def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDtype = "auto") -> None:
     """Check a recipe, its models and its tasks.
 
     Says every fault at once, and what a search would need. Reads headers, configs and task data, no weights: this
@@ -248,7 +258,9 @@ def check(recipe: RecipeOrRun, device: Device = "auto") -> None:
     path = _recipe_file(recipe)
     document = Recipe.load(path)
     if document.holes():
-        say(_summary(path, prepare(document), device, full=True))
+        preparation = prepare(document, compute_dtype=compute_dtype)
+        preparation.rehearse()
+        say(_summary(path, preparation, device, full=True))
         return
     plan = open_recipe(document)
     layout = plan.layout
@@ -278,7 +290,7 @@ def list_runs(
 
 def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> str:
     """Returns what a search is about to do, and with ``full`` what it needs and where it will live."""
-    from evomerge.build import compute_device, compute_dtype, remarks
+    from evomerge.build import compute_device, remarks
     from evomerge.cli.quantities import size
     from evomerge.search import SearchSpace
 
@@ -292,9 +304,10 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
         f" on {where}",
     ]
     if full:
-        place = preparation.place(where)
+        dtype = preparation.runs_in(where)
+        place = preparation.place(where, dtype)
         kept = size(preparation.source_bytes)
-        runs_in = str(compute_dtype(preparation.first.layout.dtype, where)).removeprefix("torch.")
+        runs_in = str(dtype).removeprefix("torch.")
         lines += [
             f"  {dimension.name}: {dimension.low:g} to {dimension.high:g}, from {dimension.start:g}"
             for dimension in space.dimensions
@@ -304,7 +317,7 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
             for task in preparation.tasks
         ]
         lines += [
-            f"memory: {size(preparation.live_bytes(where))} for the model that is refilled, on {where} in {runs_in};"
+            f"memory: {size(preparation.live_bytes(dtype))} for the model that is refilled, on {where} in {runs_in};"
             f" {kept} for {len(preparation.checkpoints)} models, {names[place]}",
             *remarks(preparation.first),
             "OK: ready to search",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.build import Sources, compute_device, open_models, open_recipe, plan
+from evomerge.build import Sources, compute_device, compute_dtype, open_models, open_recipe, plan
 from evomerge.errors import TaskError
 from evomerge.evaluator import Evaluator
 from evomerge.recipe import Recipe
@@ -15,7 +15,9 @@ from evomerge.study import interval
 from evomerge.tasks import Task
 
 
-def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: str) -> dict[str, Any]:
+def evaluated(
+    model: str, paths: Sequence[Path], splits: Sequence[Any], device: str, dtype: str = "auto"
+) -> dict[str, Any]:
     """Returns the scores of a model on tasks, as ``--json`` prints them.
 
     Args:
@@ -23,6 +25,7 @@ def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: 
         paths: task files.
         splits: ``search``, ``holdout``, or both.
         device: see `Evaluator`.
+        dtype: the name of the dtype in which the model runs; ``auto``: the fastest.
 
     Raises:
         EvomergeError: the model, the recipe or a task is at fault.
@@ -42,7 +45,7 @@ def evaluated(model: str, paths: Sequence[Path], splits: Sequence[Any], device: 
         made = plan(recipe, open_models(recipe))
     where = compute_device(device)
     sources = Sources(made.layout.checkpoints, "disk", where, reused=False)
-    evaluator = Evaluator(made, tasks, sources, device)
+    evaluator = Evaluator(made, tasks, sources, device, compute_dtype(made.layout, where, dtype))
     for split in splits:
         evaluator.prepare(split)
     scores = []

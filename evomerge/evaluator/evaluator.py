@@ -12,6 +12,7 @@ import torch
 
 from evomerge.architecture import LanguagePart
 from evomerge.build import LiveModel, Plan, Sources, chat_template, into_model
+from evomerge.checkpoint import read_object
 from evomerge.errors import CheckpointError
 from evomerge.evaluator.encoding import Encoded, encode
 from evomerge.evaluator.scoring import Runner
@@ -56,24 +57,27 @@ class Evaluator:
         first: any plan of the search; gives the model's shape and the tokenizer.
         tasks: what to score on, by distinct names.
         sources: where weights are read.
-        device: ``cpu``, ``cuda``, ``mps`` or ``auto``, see `empty_model`.
+        device: ``cpu``, ``cuda``, ``mps`` or ``auto``, see `empty_model`; ``meta`` finds what would stop an
+            evaluation before its first candidate, with no memory for weights.
+        dtype: in which the model runs, see `compute_dtype`.
 
     Raises:
         ArchitectureError: transformers cannot run such a model.
-        CheckpointError: the tokenizer cannot be loaded.
+        CheckpointError: the tokenizer or the generation settings cannot be read.
     """
 
-    def __init__(self, first: Plan, tasks: Sequence[Task], sources: Sources, device: str) -> None:
+    def __init__(self, first: Plan, tasks: Sequence[Task], sources: Sources, device: str, dtype: torch.dtype) -> None:
         self.tasks = tuple(tasks)
         self._sources = sources
         self._device = device
+        self._dtype = dtype
         self._tokenizer = load_tokenizer(first)
         self._encoded: dict[Split, list[Encoded]] = {}
         self._occupy(first)
 
     def _occupy(self, plan: Plan) -> None:
         """Makes the resident model, for plans of this shape."""
-        self._live = LiveModel(plan, self._device)
+        self._live = LiveModel(plan, self._device, self._dtype)
         self._shape = _shape(plan)
         accelerated = next(self._live.model.parameters()).device.type != "cpu"
         self._runner = Runner(
@@ -89,11 +93,20 @@ class Evaluator:
 
         Raises:
             TaskError: the data or an item is at fault.
+            CheckpointError: the tokenizer is not the model's.
         """
         if split not in self._encoded:
             config: Any = self._live.model.config
             limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-            self._encoded[split] = [encode(task, task.items(split), self._tokenizer, limit) for task in self.tasks]
+            found = [encode(task, task.items(split), self._tokenizer, limit) for task in self.tasks]
+            known = len(self._live.model.get_input_embeddings().weight)  # type: ignore[operator]
+            largest = max((max(row.prompt + row.target) for one in found for row in one.rows), default=0)
+            if largest >= known:
+                raise CheckpointError(
+                    f"{self._tokenizer.name_or_path}: its tokenizer gives token {largest:,} for an item, but the model"
+                    f" that config.json describes has {known:,} tokens; is it the model's own tokenizer?"
+                )
+            self._encoded[split] = found
 
     def score(self, plan: Plan, split: Split, progress: Callable[[str], None] = lambda _: None) -> Score:
         """Returns how the plan's model does on a split.
@@ -161,11 +174,20 @@ def load_tokenizer(plan: Plan) -> Any:
     """
     from transformers import AutoTokenizer
 
+    donor = plan.layout.donor
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(plan.layout.donor.folder))
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+        tokenizer = AutoTokenizer.from_pretrained(str(donor.folder), trust_remote_code=False)
+    # The tokenizers library raises plain Exceptions, and a wrong file leads to any error.
+    except Exception as fault:
+        settings = donor.folder / "tokenizer_config.json"
+        if settings.is_file() and read_object(settings).get("auto_map"):
+            raise CheckpointError(
+                f"{donor.reference}: its tokenizer needs code of its own, which evomerge never runs; where its"
+                f" tokenizer.json says all, take auto_map and tokenizer_class out of {settings}"
+            ) from None
         raise CheckpointError(
-            f"{plan.layout.donor.reference}: its tokenizer cannot be loaded ({str(fault).splitlines()[0]});"
+            f"{donor.reference}: its tokenizer cannot be loaded"
+            f" ({(str(fault).splitlines() or [type(fault).__name__])[0]});"
             " the folder needs tokenizer.json or the files that its tokenizer's class reads"
         ) from None
     template = chat_template(plan)
@@ -180,14 +202,16 @@ def _shape(plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
     """Returns every token that ends a completion: those of the generation settings, config and tokenizer."""
-    from transformers import GenerationConfig
-
-    found: list[int] = []
     text = LanguagePart.of(plan.layout.config, (info.name for info in plan.layout.tensors)).config
-    named: list[Any] = [part.get("eos_token_id") for part in (plan.layout.config, text)]
+    settings = plan.layout.donor.folder / "generation_config.json"
+    parts = [plan.layout.config, text, read_object(settings) if settings.is_file() else {}]
+    named = [part.get("eos_token_id") for part in parts]
     named.append(getattr(tokenizer, "eos_token_id", None))
-    if (plan.layout.donor.folder / "generation_config.json").is_file():
-        named.append(GenerationConfig.from_pretrained(str(plan.layout.donor.folder)).eos_token_id)
-    for value in named:
-        found += value if isinstance(value, list) else [value] if value is not None else []
+    found = [one for value in named if value is not None for one in (value if isinstance(value, list) else [value])]
+    wrong = [one for one in found if type(one) is not int]
+    if wrong:
+        raise CheckpointError(
+            f"{plan.layout.donor.reference}: eos_token_id is {wrong[0]!r} in its config.json or generation_config.json;"
+            " expected a token's number, or a list of them"
+        )
     return found

@@ -10,11 +10,22 @@ from typing import Any, TypeVar
 import torch
 
 from evomerge.architecture import Architecture
-from evomerge.build import Plan, checked_method, compute_dtype, hole_starts, open_models, parents, plan, residence
+from evomerge.build import (
+    Plan,
+    Sources,
+    checked_method,
+    compute_dtype,
+    hole_starts,
+    open_models,
+    parents,
+    plan,
+    residence,
+)
 from evomerge.build.residence import Place
 from evomerge.checkpoint import Checkpoint
 from evomerge.document import Location, suggestion
 from evomerge.errors import EvomergeError, RecipeError, TaskError
+from evomerge.evaluator import Evaluator
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.search import OPTIMIZERS, SearchSpace
@@ -37,6 +48,7 @@ class Preparation:
         parents: the models that are merged.
         base: the ancestor, where it is not a parent; scored for comparison.
         first: the plan of the search's start; every candidate has its tensors.
+        compute_dtype: the name of the dtype in which candidates run; ``auto``: the fastest.
     """
 
     recipe: Recipe
@@ -48,6 +60,7 @@ class Preparation:
     parents: tuple[str, ...]
     base: str | None
     first: Plan
+    compute_dtype: str = "auto"
 
     def parent_recipe(self, model: str) -> Recipe:
         """Returns the recipe that makes `model` alone, stored as the candidates are."""
@@ -71,23 +84,42 @@ class Preparation:
         """The bytes of all models together."""
         return sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
 
-    def live_bytes(self, device: torch.device) -> int:
-        """Returns the bytes of the model that is refilled, in the dtype in which it runs on `device`."""
-        stored = self.first.layout.dtype
-        return self.first.layout.nbytes * compute_dtype(stored, device).itemsize // stored.itemsize
+    def runs_in(self, device: torch.device) -> torch.dtype:
+        """Returns the dtype in which candidates run on `device`, see `evomerge.build.compute_dtype`."""
+        return compute_dtype(self.first.layout, device, self.compute_dtype)
 
-    def place(self, device: torch.device) -> Place:
-        """Returns where the models are kept during a search on `device`."""
-        return residence(self.source_bytes + self.first.layout.kept_bytes, self.live_bytes(device), device)
+    def live_bytes(self, dtype: torch.dtype) -> int:
+        """Returns the bytes of the model that is refilled, where it runs in `dtype`."""
+        return self.first.layout.nbytes * dtype.itemsize // self.first.layout.dtype.itemsize
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> Place:
+        """Returns where the models are kept during a search on `device`, whose candidates run in `dtype`."""
+        return residence(self.source_bytes + self.first.layout.kept_bytes, self.live_bytes(dtype), device)
+
+    def rehearse(self) -> None:
+        """Does all that a search does before its first candidate, with no memory for weights.
+
+        Raises:
+            ArchitectureError: transformers cannot run such a model.
+            CheckpointError: the tokenizer or the generation settings cannot be read.
+            TaskError: a task cannot be asked with this tokenizer.
+        """
+        sources = Sources(self.checkpoints, "disk", torch.device("cpu"))
+        evaluator = Evaluator(self.first, self.tasks, sources, "meta", self.first.layout.dtype)
+        evaluator.prepare("search")
+        evaluator.prepare("holdout")
 
 
-def prepare(recipe: Recipe | Path, *, evaluations: int | None = None, seed: int | None = None) -> Preparation:
+def prepare(
+    recipe: Recipe | Path, *, evaluations: int | None = None, seed: int | None = None, compute_dtype: str = "auto"
+) -> Preparation:
     """Returns the search of a recipe, checked as far as that goes without loading weights.
 
     Args:
         recipe: the recipe, or its file.
         evaluations: takes the place of the recipe's own number.
         seed: takes the place of the recipe's own.
+        compute_dtype: see `Preparation`.
 
     Raises:
         RecipeError: with a line for every fault of the recipe, its models and tasks.
@@ -122,7 +154,7 @@ def prepare(recipe: Recipe | Path, *, evaluations: int | None = None, seed: int 
     names = parents(recipe)
     base = recipe.base_model if recipe.base_model not in names else None
     weights = {task.name: entry.weight for task, entry in zip(tasks, recipe.tasks, strict=True)}
-    return Preparation(recipe, settings, checkpoints, tasks, weights, space, names, base, first)
+    return Preparation(recipe, settings, checkpoints, tasks, weights, space, names, base, first, compute_dtype)
 
 
 def _gather(faults: list[str], make: Callable[[], T]) -> T | None:

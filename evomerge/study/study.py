@@ -125,7 +125,14 @@ class Study:
 
     def _check_identity(self) -> None:
         """Refuses a folder that holds another search; puts a new search on record."""
-        identity, environment = _identity(self.preparation), _environment(self.preparation, self._device)
+        device = compute_device(self._device)
+        began = self.record.attribute("environment")
+        wanted = self.preparation.compute_dtype
+        if wanted == "auto" and began:
+            # As it began, whatever a measurement would say now.
+            wanted = str(began["computes in"]).removeprefix("torch.")
+        self._dtype = compute_dtype(self.preparation.first.layout, device, wanted)
+        identity, environment = _identity(self.preparation), _environment(device, self._dtype)
         recorded = self.record.attribute("identity")
         if recorded is None:
             self.record.set_attribute("environment", environment)
@@ -136,7 +143,7 @@ class Study:
                 f"{self.folder}: holds a search that was started with other {' and '.join(changed)}; to go on with"
                 " it, put them back as they were; to search anew, use another --run-dir or delete this folder"
             )
-        elif self.record.attribute("environment") != environment:
+        elif began != environment:
             self.observer.note(
                 "goes on in another environment than it began in; scores may differ in their last digits"
             )
@@ -151,9 +158,9 @@ class Study:
             preparation = self.preparation
             device = compute_device(self._device)
             total = preparation.source_bytes
-            place = preparation.place(device)
+            place = preparation.place(device, self._dtype)
             sources = Sources(preparation.checkpoints, place, device)
-            evaluator = Evaluator(preparation.first, preparation.tasks, sources, self._device)
+            evaluator = Evaluator(preparation.first, preparation.tasks, sources, self._device, self._dtype)
             evaluator.prepare("search")
             evaluator.prepare("holdout")
             done = 0
@@ -345,14 +352,14 @@ def _identity(preparation: Preparation) -> dict[str, Any]:
     }
 
 
-def _environment(preparation: Preparation, device: str) -> dict[str, Any]:
+def _environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Returns what may change the last bits of a score."""
     return {
         "evomerge": evomerge.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": platform.machine(),
-        "device": str(compute_device(device)),
-        "computes in": str(compute_dtype(preparation.first.layout.dtype, compute_device(device))),
+        "device": str(device),
+        "computes in": str(dtype),
         "threads": torch.get_num_threads(),
     }

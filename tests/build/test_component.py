@@ -83,7 +83,7 @@ def test_the_language_part_is_merged_and_the_rest_is_kept(
     assert not any(told.values()), told
     assert model.config.text_config.num_hidden_layers == (6 if name == "stack" else 4)
     assert model.config.vision_config.num_hidden_layers == 4
-    live = LiveModel(made, "cpu")
+    live = LiveModel(made, "cpu", made.layout.dtype)
     into_model(made, live, Sources(made.layout.checkpoints, "disk", torch.device("cpu"), reused=False))
     assert_same_values(model, live.model)
     assert_writes(model, "llava")

@@ -72,7 +72,7 @@ def test_memory_and_disk_hold_the_same_bits_and_transformers_loads_them(
 ):
     made = planned(METHODS[name] + (f"dtype: {dtype}\n" if dtype else ""), models)
     into_directory(made, tmp_path / "out", shard_bytes=20_000)
-    live = LiveModel(made, "cpu")
+    live = LiveModel(made, "cpu", made.layout.dtype)
     sources = Sources(made.layout.checkpoints, "memory", torch.device("cpu"))
     sources.load()
     into_model(made, live, sources)
@@ -107,10 +107,10 @@ def test_bits_are_the_same_on_one_thread_and_on_two(name: str, models: dict[str,
 
 def test_filling_again_overwrites_every_value(models: dict[str, Path]):
     first, second = planned(METHODS["ties"], models), planned(METHODS["linear"], models)
-    live = LiveModel(first, "cpu")
+    live = LiveModel(first, "cpu", first.layout.dtype)
     into_model(first, live, from_disk(first))
     into_model(second, live, from_disk(second))
-    fresh = LiveModel(second, "cpu")
+    fresh = LiveModel(second, "cpu", second.layout.dtype)
     into_model(second, fresh, from_disk(second))
     for key, tensor in fresh.model.state_dict().items():
         assert torch.equal(tensor, live.model.state_dict()[key])
@@ -230,7 +230,7 @@ def test_other_architectures_fill_and_load(kind: str, tmp_path: Path):
     }
     made = planned(METHODS["ties"], found)
     into_directory(made, tmp_path / "out")
-    live = LiveModel(made, "cpu")
+    live = LiveModel(made, "cpu", made.layout.dtype)
     into_model(made, live, from_disk(made))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for key, tensor in loaded.state_dict().items():
@@ -256,7 +256,7 @@ def test_what_cannot_be_planned_is_refused_with_its_place(text: str, words: str,
         # A stack of layers of another width: its first tensor that does not fit is named by the live model.
         made = planned(text, models)
         with pytest.raises(ArchitectureError, match=words):
-            LiveModel(made, "cpu")
+            LiveModel(made, "cpu", made.layout.dtype)
         return
     with pytest.raises(RecipeError) as caught:
         planned(text, models)

@@ -25,7 +25,8 @@ def scores(model: Path, folder: Path, text: str) -> tuple[float, ...]:
     recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": str(model)}]})
     made = plan(recipe, open_models(recipe))
     sources = Sources(made.layout.checkpoints, "disk", compute_device("cpu"), reused=False)
-    return Evaluator(made, [Task.load(folder / "t.yaml")], sources, "cpu").score(made, "search").items["t"]
+    evaluator = Evaluator(made, [Task.load(folder / "t.yaml")], sources, "cpu", made.layout.dtype)
+    return evaluator.score(made, "search").items["t"]
 
 
 ASKED = 'prompt: "{{ q }} "\nchoices: "{{ options }}"\n'

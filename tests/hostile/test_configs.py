@@ -1,0 +1,95 @@
+"""Configs with a value of the wrong kind: one line with the model and the key, from every command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.architecture import parsed
+from evomerge.errors import ArchitectureError
+from tests.study.search_case import write_case
+from tests.test_cli import evomerge
+from tests.tiny import tiny_config
+
+TEXTS: dict[str, Any] = {
+    "hidden_size": "big",
+    "intermediate_size": "bigger",
+    "num_attention_heads": "two",
+    "num_key_value_heads": "one",
+    "num_hidden_layers": "4",
+    "vocab_size": "259",
+    "eos_token_id": "</s>",
+    "rms_norm_eps": "small",
+    "rope_theta": "10000",
+    "rope_parameters.rope_theta": "10000",
+    "rope_parameters.factor": "two",
+    "hidden_act": 3,
+    "dtype": "float99",
+}
+UNRUNNABLE: dict[str, Any] = {
+    "hidden_act": "nope",
+    "num_attention_heads": 0,
+    "num_key_value_heads": 0,
+    "rope_parameters.rope_type": "bad",
+}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_case(tmp_path_factory.mktemp("case"), evaluations=1)
+
+
+def set_entry(config: dict[str, Any], path: str, value: object) -> None:
+    *outer, key = path.split(".")
+    for name in outer:
+        config = config[name]
+    config[key] = value
+
+
+@pytest.fixture
+def broken(case: Path, request: pytest.FixtureRequest) -> Any:
+    """The case with one entry of the base's config changed."""
+    path = case.parent / "base" / "config.json"
+    text = path.read_text()
+    config = json.loads(text)
+    set_entry(config, *request.param)
+    path.write_text(json.dumps(config))
+    yield case, request.param[0]
+    path.write_text(text)
+
+
+def assert_one_line(done: Any, folder: Path, key: str) -> None:
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.strip() not in ("1 fault", ""))
+    assert f"{folder / 'base'}: config.json: {key} is " in line
+
+
+@pytest.mark.parametrize("broken", TEXTS.items(), ids=TEXTS, indirect=True)
+def test_a_wrong_value_is_one_line_from_every_command(broken: tuple[Path, str], tmp_path: Path):
+    recipe, key = broken
+    folder = recipe.parent
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(f"merge_method: linear\nmodels: [{{model: {folder}/base, parameters: {{weight: 1}}}}]\n")
+    for command in (
+        ("check", recipe),
+        ("search", recipe, "--run-dir", tmp_path / "run"),
+        ("eval", folder / "base", folder / "tasks" / "likely.yaml"),
+        ("apply", alone, tmp_path / "out"),
+    ):
+        assert_one_line(evomerge(*command), folder, key)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("broken", UNRUNNABLE.items(), ids=UNRUNNABLE, indirect=True)
+def test_a_value_that_no_model_can_be_made_with_is_told_before_a_search(broken: tuple[Path, str], tmp_path: Path):
+    recipe, key = broken
+    for command in (("check", recipe), ("search", recipe, "--run-dir", tmp_path / "run")):
+        assert_one_line(evomerge(*command), recipe.parent, key)
+
+
+def test_the_key_is_found_in_the_text_model_of_a_model_of_images():
+    config = tiny_config("llava").to_dict()
+    config["text_config"]["num_attention_heads"] = "two"
+    with pytest.raises(ArchitectureError, match=r"config\.json: text_config\.num_attention_heads is 'two'"):
+        parsed(config)
