@@ -22,6 +22,9 @@ from evomerge.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+MERGED = {*DTYPES.values(), torch.float64}
+"""The dtypes of tensors that can be merged; others are at most copied."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -74,7 +77,7 @@ class Layout:
 
         Vectors, which some models keep in float32 beside matrices in bfloat16, count where there is no matrix.
         """
-        floating = [info for info in self.tensors if info.dtype.is_floating_point]
+        floating = [info for info in self.tensors if info.dtype in MERGED]
         matrices = [info for info in floating if len(info.shape) > 1]
         return reduce(torch.promote_types, {info.dtype for info in matrices or floating} or {torch.float32})
 

@@ -1,6 +1,7 @@
 """`Planner`: recipes over the same models in, plans out.
 
-Every fault of a recipe and of how its models fit together is found here, from headers and configs alone. What depends
+Every fault of a recipe and of how its models fit together is found here, from headers and configs (and integers, which
+must be the same in all models). What depends
 on the models is computed once; so is what depends on the structure of a recipe, which is all but its parameters'
 numbers: a candidate of a search over numbers costs what resolving its numbers costs.
 """
@@ -8,6 +9,7 @@ numbers: a candidate of a search over numbers costs what resolving its numbers c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from evomerge.build.component import advice, completed
 from evomerge.build.modules import owners
 from evomerge.build.parameters import resolved
 from evomerge.build.parts import Part, checked_method, parts_of
-from evomerge.build.plan import DTYPES, Job, Layout, Plan
+from evomerge.build.plan import DTYPES, MERGED, Job, Layout, Plan
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.document import Location
 from evomerge.errors import RecipeError
@@ -303,27 +305,50 @@ class _LayoutBuilder:
         inputs, base = sources
         model, own_name = inputs[0]
         like = self.models[model].checkpoint.tensors[own_name]
-        widest = like.dtype
-        for i, (other, tensor) in enumerate([*inputs, base] if base else inputs):
+        places = [*inputs, base] if base else [*inputs]
+        dtypes = {like.dtype}
+        for i, (other, tensor) in enumerate(places):
             found = self.models[other].checkpoint.tensors.get(tensor)
-            if found is not None and found.shape == like.shape:
-                widest = widest if found.dtype == widest else torch.promote_types(widest, found.dtype)
-                continue
             place = part.inputs[i].location if i < len(part.inputs) else part.location
             if found is None:
                 self.fault(place, f"{other} has no tensor {tensor}, which {model} has")
-            else:
+            elif found.shape != like.shape:
                 shapes = f"{list(found.shape)}, but {list(like.shape)} in {model}"
                 outside = self.models[model].architecture.layer_of(own_name) is None
                 advice = "say which vocabulary to take (tokenizer: {source: union})"
                 if found.shape[1:] != like.shape[1:] or not outside:
                     advice = "merge models of one architecture"
                 self.fault(place, f"{other}: {tensor} has shape {shapes}; {advice}")
-        floating = like.dtype.is_floating_point
-        info = TensorInfo(name, (self.dtype or widest) if floating else like.dtype, like.shape)
-        if not floating:
-            return Job(info, inputs[:1], None, None)
+            elif not {found.dtype, like.dtype} <= MERGED and not self.copied((other, tensor), inputs[0]):
+                self.fault(place, self.unmerged(*((other, tensor) if found.dtype not in MERGED else inputs[0])))
+            else:
+                dtypes.add(found.dtype)
+        if not dtypes <= MERGED:
+            return Job(TensorInfo(name, like.dtype, like.shape), inputs[:1], None, None)
+        info = TensorInfo(name, self.dtype or reduce(torch.promote_types, dtypes), like.shape)
         return Job(info, inputs, base, self.slot(name, index, t, inputs))
+
+    def copied(self, *places: tuple[str, str]) -> bool:
+        """Returns whether tensors that cannot be merged are the same in two models: position ids, masks."""
+        checkpoints = [self.models[model].checkpoint for model, _ in places]
+        kinds = {found.tensors[name].dtype for found, (_, name) in zip(checkpoints, places, strict=True)}
+        quantized = any("quantization_config" in found.config for found in checkpoints)
+        if quantized or len(kinds) > 1 or kinds.pop().is_floating_point:
+            return False
+        if places[0] == places[1]:
+            return True
+        one, other = (found.read(name).view(-1) for found, (_, name) in zip(checkpoints, places, strict=True))
+        # What differs mostly does so at once; all of it is read only where it is a copy.
+        return torch.equal(one[:4096], other[:4096]) and torch.equal(one, other)
+
+    def unmerged(self, model: str, name: str) -> str:
+        """Returns what is wrong with a tensor that cannot be merged."""
+        checkpoint = self.models[model].checkpoint
+        dtype = checkpoint.tensors[name].dtype
+        advice = "such numbers are only copied, where all models have the same"
+        if "quantization_config" in checkpoint.config or (dtype.itemsize == 1 and dtype != torch.bool):
+            advice = "is the model quantized? load and save it in bfloat16 first"
+        return f"{model}: {name} is {str(dtype).removeprefix('torch.')}, which cannot be merged; {advice}"
 
     def slot(self, name: str, index: int, t: float, inputs: tuple[tuple[str, str], ...]) -> int:
         """Returns the slot of a tensor's values, which depend on its part, its depth and the filters that it passes."""

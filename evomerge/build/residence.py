@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from evomerge.build.plan import Job
+from evomerge.build.plan import MERGED, Job
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, EvaluationError
 from evomerge.kernels import Operands, SourceTensor, all_finite
@@ -98,7 +98,7 @@ class Sources:
         for model, checkpoint in self._checkpoints.items():
             for name, info in checkpoint.tensors.items():
                 tensor = checkpoint.read(name)
-                if tensor.is_floating_point() and not all_finite(tensor):
+                if tensor.dtype in MERGED and not all_finite(tensor):
                     count = int((~torch.isfinite(tensor)).sum())
                     raise CheckpointError(
                         f"{model}: {name} has {count:,} values that are NaN or infinite, of {tensor.numel():,};"
