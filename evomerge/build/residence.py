@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -32,19 +34,53 @@ def compute_device(device: str) -> torch.device:
     if device == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
+        # Of a tensor there: "cuda" is given its index, without which it is equal to no tensor's device.
+        return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as fault:
         reason = (str(fault).splitlines() or ["unknown"])[0]
         raise EvaluationError(f"--device {device}: not available here ({reason}); use cpu, cuda, mps or auto") from None
-    return found
 
 
-def free_bytes(device: torch.device) -> int:
-    """Returns the free memory of a device, or of the machine for the CPU, in bytes."""
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """Returns the free memory of a device, or for the CPU of the machine or the container, in bytes.
+
+    Args:
+        device: the device.
+        root: where Linux shows the limits of containers.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_container_bytes(root)])
+
+
+def _container_bytes(root: Path) -> Iterator[int]:
+    """Yields what is left of the memory limit of each control group of this process.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html and https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # Not Linux.
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, most, used, total = root / "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            mount, most, used = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            total = "total_"
+        else:
+            continue
+        own = mount / path.strip("/")
+        # In a container, the path may be the host's, while the mount shows the container's own group at its top.
+        for group in (own, *own.parents):
+            if not group.is_relative_to(mount):
+                break
+            with suppress(OSError, ValueError):  # No such group, or its limit is "max".
+                left = int((group / most).read_text()) - int((group / used).read_text())
+                counts = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                # Pages of files, such as those of the models, are freed when memory is needed.
+                yield max(0, left + sum(int(counts.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive")))
 
 
 def residence(source_bytes: int, model_bytes: int, device: torch.device) -> Place:
@@ -72,7 +108,7 @@ class Sources:
     Args:
         checkpoints: every source by its name in the recipe.
         place: ``device``, ``memory``, or ``disk``: read from the files each time.
-        device: where tensors are handed out.
+        device: where tensors are handed out; the CPU instead of MPS, which has no float64, as merging needs it.
         reused: whether many candidates are built from them, so that what is measured of them is kept.
     """
 
@@ -80,7 +116,8 @@ class Sources:
         self, checkpoints: Mapping[str, Checkpoint], place: Place, device: torch.device, *, reused: bool = True
     ) -> None:
         self.place = place
-        self.device = device
+        # Of a tensor there, as in `compute_device`.
+        self.device = torch.empty(0, device="cpu" if device.type == "mps" else device).device
         self._checkpoints = checkpoints
         self._reused = reused
         self._kept: dict[tuple[str, str], Tensor] = {}

@@ -55,8 +55,8 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
     def begun(job: Job) -> list[Callable[[], None]]:
         pieces, place = plan.pieces(job, sources.operands(job)), places[job.info.name]
         assert place is not None  # Those are no jobs; this line is for the type checker.
-        if not place.is_contiguous():
-            return [partial(_fill, pieces, place.detach())]
+        if not place.is_contiguous() or place.device.type != sources.device.type:
+            return [partial(_fill, pieces, place.detach(), sources.device)]
         flat = place.detach().view(-1)
         return [partial(fill, flat[start:stop]) for start, stop, fill in pieces]
 
@@ -65,7 +65,8 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
             step()
 
     with torch.no_grad():
-        if sources.device.type != "cpu" or compiler() is None:
+        devices = {sources.device.type, *(place.device.type for place in places.values() if place is not None)}
+        if devices != {"cpu"} or compiler() is None:
             # Each step is shared out by the device itself, or by torch.
             for job in jobs:
                 done(job)
@@ -86,9 +87,9 @@ def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], sources: Sourc
         _in_parallel([step for job in jobs for step in steps[job.info.name]], torch.get_num_threads())
 
 
-def _fill(pieces: Iterable[Piece], place: Tensor) -> None:
-    """Fills a tensor that is not contiguous."""
-    target = torch.empty_like(place, memory_format=torch.contiguous_format)
+def _fill(pieces: Iterable[Piece], place: Tensor, device: torch.device) -> None:
+    """Fills a tensor that is not contiguous, or not where it is merged, by way of one that is."""
+    target = torch.empty_like(place, memory_format=torch.contiguous_format, device=device)
     flat = target.view(-1)
     for start, stop, fill in pieces:
         fill(flat[start:stop])
