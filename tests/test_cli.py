@@ -167,7 +167,7 @@ def test_a_search_in_a_folder_of_another_is_refused_and_its_record_kept(found):
     folder, _ = found
     done = evomerge("search", folder / "recipe.yaml", "--run-dir", folder / "run", "--seed", 5)
     assert done.returncode == 1
-    assert "started with other search settings" in done.stderr
+    assert "started with other settings or files: search.seed was 0, is 5" in " ".join(done.stderr.split())
     with Record(folder / "run") as record:
         assert len(record.trials) == 7
 

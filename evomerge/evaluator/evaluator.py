@@ -78,7 +78,6 @@ class Evaluator:
     def _occupy(self, plan: Plan) -> None:
         """Makes the resident model, for plans of this shape."""
         self._live = LiveModel(plan, self._device, self._dtype)
-        self._shape = _shape(plan)
         accelerated = next(self._live.model.parameters()).device.type != "cpu"
         self._runner = Runner(
             self._live.model,
@@ -87,6 +86,7 @@ class Evaluator:
             most_rows=256 if accelerated else 128,
             most_tokens=131_072 if accelerated else 16_384,
         )
+        self._shape = _shape(plan)
 
     def prepare(self, split: Split) -> None:
         """Reads and tokenizes a split's items, once.
@@ -122,7 +122,9 @@ class Evaluator:
         """
         self.prepare(split)
         if _shape(plan) != self._shape:
-            del self._live, self._runner  # before there is another: two may not fit
+            self._shape = ()
+            for name in ("_live", "_runner"):  # before there is another: two may not fit
+                self.__dict__.pop(name, None)
             self._occupy(plan)
         progress("build")
         started = time.perf_counter()

@@ -92,7 +92,12 @@ class CmaEs:
             return  # a generation of failures says nothing about where to go
         # pycma minimizes, and only ranks count: a failure goes behind the worst.
         worst = 1 - min(scores)
-        self._strategy.tell(self._points, [worst if result.score is None else -result.score for result in results])
+        asked = [tuple(point[: self._size].tolist()) for point in self._points]
+        points = [
+            point if genome == result.genome else np.array([*result.genome, *point[self._size :]])
+            for point, genome, result in zip(self._points, asked, results, strict=True)
+        ]
+        self._strategy.tell(points, [worst if result.score is None else -result.score for result in results])
         for result in results:
             if result.score is not None and (
                 self._best is None or self._best.score is None or result.score > self._best.score

@@ -33,5 +33,8 @@ class Optimizer(Protocol):
         ...
 
     def tell(self, results: Sequence[Result]) -> None:
-        """Takes the results of the generation that was asked for last, in its order."""
+        """Takes the results of the generation that was asked for last, in its order.
+
+        A result's genome may differ from the one that was asked for there: what was scored counts.
+        """
         ...

@@ -35,12 +35,20 @@ class Tpe:
     def ask(self) -> list[Genome]:
         """Returns one genome."""
         self._trial = self._study.ask()
-        return [tuple(self._trial.suggest_float(name, 0, 1) for name in self._names)]
+        self._asked = tuple(self._trial.suggest_float(name, 0, 1) for name in self._names)
+        return [self._asked]
 
     def tell(self, results: Sequence[Result]) -> None:
         """Takes the result; a failure is told as one."""
         (result,) = results
-        if result.score is None:
+        if result.score is None or result.genome != self._asked:
             self._study.tell(self._trial, state=optuna.trial.TrialState.FAIL)
+            if result.score is not None:
+                params = dict(zip(self._names, result.genome, strict=True))
+                unit: optuna.distributions.BaseDistribution = optuna.distributions.FloatDistribution(0, 1)
+                ranges = dict.fromkeys(self._names, unit)
+                self._study.add_trial(
+                    optuna.trial.create_trial(value=result.score, params=params, distributions=ranges)
+                )
         else:
             self._study.tell(self._trial, result.score)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-import transformers
 
-import evomerge
 from evomerge.build import Planner, Sources, compute_device, compute_dtype
 from evomerge.checkpoint import Reference
-from evomerge.errors import EvaluationError, MergeError, RecipeError, StudyError
+from evomerge.errors import EvomergeError, StudyError, TaskError
 from evomerge.evaluator import Evaluator, Split
 from evomerge.recipe import Recipe
 from evomerge.search import OPTIMIZERS, Genome, Result
+from evomerge.study.identity import changes, environment, identity
 from evomerge.study.preparation import Preparation
 from evomerge.study.record import Outcome, Record, Trial, write_atomically
 
@@ -105,6 +103,7 @@ class Study:
         self.folder = folder
         self.observer = observer
         self._device = device
+        self._noted = False
         self.record = Record(folder)
         try:
             self._check_identity()
@@ -125,6 +124,11 @@ class Study:
 
     def _check_identity(self) -> None:
         """Refuses a folder that holds another search; puts a new search on record."""
+        recorded = self.record.attribute("identity")
+        if recorded is not None and not self.record.scored:
+            # It failed before it had scored anything: whatever has been mended since, nothing is mixed.
+            self.record.clear()
+            recorded = None
         device = compute_device(self._device)
         began = self.record.attribute("environment")
         wanted = self.preparation.compute_dtype
@@ -132,24 +136,29 @@ class Study:
             # As it began, whatever a measurement would say now.
             wanted = str(began["computes in"]).removeprefix("torch.")
         self._dtype = compute_dtype(self.preparation.first.layout, device, wanted)
-        identity, environment = _identity(self.preparation), _environment(device, self._dtype)
-        recorded = self.record.attribute("identity")
+        now, here = identity(self.preparation), environment(device, self._dtype)
+        path = self.folder / "recipe.yaml"
         if recorded is None:
-            self.record.set_attribute("environment", environment)
-            self.record.set_attribute("identity", identity)
-        elif recorded != identity:
-            changed = [part for part in identity if identity[part] != recorded.get(part)]
+            self.record.set_attribute("environment", here)
+            self.record.set_attribute("identity", now)
+        elif recorded != now:
             raise StudyError(
-                f"{self.folder}: holds a search that was started with other {' and '.join(changed)}; to go on with"
-                " it, put them back as they were; to search anew, use another --run-dir or delete this folder"
+                f"{self.folder}: holds a search that was started with other settings or files:"
+                f" {changes(recorded, now)}; to go on with it, put them back as they were; to search anew, use another"
+                " --run-dir or delete this folder"
             )
-        elif began != environment:
+        elif began != here:
+            self._note_environment()
+        if recorded is None or not path.exists():
+            write_atomically(path, self.preparation.recipe.to_yaml("The recipe of this search."))
+
+    def _note_environment(self) -> None:
+        if not self._noted:
+            self._noted = True
             self.observer.note(
-                "goes on in another environment than it began in; scores may differ in their last digits"
+                "goes on in another environment than it began in; what is on record stands, and scores may differ in"
+                " their last digits"
             )
-        data = self.preparation.recipe.to_yaml("The recipe of this search.")
-        if not (self.folder / "recipe.yaml").exists():
-            write_atomically(self.folder / "recipe.yaml", data)
 
     @property
     def evaluator(self) -> Evaluator:
@@ -178,7 +187,7 @@ class Study:
         """Scores the parents and their mean, then searches until the recipe's number of evaluations is reached.
 
         Raises:
-            StudyError: the record cannot be written, does not match the search, or every candidate fails.
+            StudyError: the record cannot be written, or every parent or candidate fails.
             CheckpointError: a source cannot be read, or holds NaN.
             TaskError: a task cannot be asked with this tokenizer.
         """
@@ -199,6 +208,9 @@ class Study:
             outcome = self.on_record(f"baseline:{name}", preparation.parent_recipe(name), name, "search")
             self.baselines[name] = outcome
             self.observer.baseline(name, outcome, None)
+        errors = {outcome.error for outcome in self.baselines.values()}
+        if len(errors) == 1 and None not in errors:
+            raise StudyError(f"none of the models that are merged could be scored: {errors.pop()}")
         self.objective = Objective(preparation.task_weights, self._ranges())
         for name, outcome in self.baselines.items():
             self.observer.baseline(name, outcome, self.value(outcome))
@@ -221,7 +233,7 @@ class Study:
         recipe = self.preparation.mean_recipe()
         try:
             self._planner.plan(recipe)
-        except RecipeError:
+        except EvomergeError:
             # Parents of different depths have no mean; their layers are stacked, not averaged.
             return
         self._add("mean", (), recipe, known)
@@ -240,14 +252,11 @@ class Study:
                 if done < len(recorded):
                     trial = recorded[done]
                     if trial.genome != genome:
-                        raise StudyError(
-                            f"{self.folder}: trial {trial.number} on record is not the one that the search asks"
-                            " for there; it was made by another version of evomerge or its libraries: go on with"
-                            " that one, or use another --run-dir"
-                        )
+                        # Another processor's or library's last bits: the record says what was scored.
+                        self._note_environment()
                 else:
                     trial = self._add("candidate", genome, preparation.space.decode(genome), known)
-                results.append(Result(genome, trial.objective))
+                results.append(Result(trial.genome, trial.objective))
                 done += 1
                 self._refuse_hopeless(trial)
             optimizer.tell(results)
@@ -295,9 +304,14 @@ class Study:
         try:
             made = self._planner.plan(recipe)
             score = evaluator.score(made, split, lambda stage: self.observer.evaluating(what, stage))
-        except (MergeError, EvaluationError, RecipeError) as fault:
+        except (StudyError, TaskError, BrokenPipeError):
+            raise  # of the search, not of this model
+        except Exception as fault:
+            error = str(fault) if isinstance(fault, EvomergeError) else f"{type(fault).__name__}: {fault}"
             spent = time.perf_counter() - started
-            return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, str(fault))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, error.strip(": "))
         other = self._mark_time() - sum(score.seconds.values())
         return Outcome(score.items, {**score.seconds, "other": max(other, 0.0)})
 
@@ -338,28 +352,3 @@ class Study:
             return Reference.parse(name, folders).absolute(folders)
 
         write_atomically(self.folder / "best.yaml", Recipe.parse(best.recipe).with_models(anywhere).to_yaml(head))
-
-
-def _identity(preparation: Preparation) -> dict[str, Any]:
-    """Returns what must not change while a search goes on; the number of evaluations may grow."""
-    settings = preparation.settings.model_dump(exclude={"evaluations"})
-    recipe = {key: value for key, value in preparation.recipe.as_data().items() if key != "search"}
-    return {
-        "recipe": Recipe.model_validate(recipe).content_hash(),
-        "search settings": settings,
-        "models": {name: checkpoint.fingerprint() for name, checkpoint in preparation.checkpoints.items()},
-        "tasks": {task.name: [task.fingerprint("search"), task.fingerprint("holdout")] for task in preparation.tasks},
-    }
-
-
-def _environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns what may change the last bits of a score."""
-    return {
-        "evomerge": evomerge.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-        "device": str(device),
-        "computes in": str(dtype),
-        "threads": torch.get_num_threads(),
-    }

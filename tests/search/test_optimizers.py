@@ -74,6 +74,24 @@ def test_a_generation_of_failures_is_taken(make):
     assert optimizer.ask()
 
 
+@pytest.mark.parametrize("name", ["cma-es", "tpe"])
+@pytest.mark.parametrize("dimensions", [1, 4])
+def test_what_was_scored_counts_and_not_what_was_asked_for(name: str, dimensions: int):
+    """Told of points on the other side of the middle, an optimizer goes to the best of those."""
+    optimizer = OPTIMIZERS[name](space(dimensions), SearchSettings(seed=0, population=24))
+    told = 0
+    while told < 24:
+        genomes = [tuple(1 - gene for gene in genome) for genome in optimizer.ask()]
+        optimizer.tell([Result(genome, genome[0]) for genome in genomes])
+        told += len(genomes)
+    asked: list[float] = []
+    while len(asked) < 24:
+        genomes = optimizer.ask()
+        asked += [genome[0] for genome in genomes]
+        optimizer.tell([Result(genome, None) for genome in genomes])
+    assert np.mean(asked) > 0.55
+
+
 def test_one_dimension_is_searched(make):
     best = max(result.score for result in run(make(space(1), SearchSettings(seed=0)), 60))
     assert best > -0.01

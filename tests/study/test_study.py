@@ -1,19 +1,24 @@
 """Searches from end to end on tiny models: the record, going on, failures, and what is refused."""
 
 import json
+import math
 import os
 import random
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from evomerge.build import into_directory, open_recipe, parents
+from evomerge.build import Sources, into_directory, open_recipe, parents
 from evomerge.cli.evaluation import evaluated
-from evomerge.errors import EvomergeError, RecipeError, StudyError, TaskError
+from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError, StudyError, TaskError
+from evomerge.evaluator import Evaluator
 from evomerge.recipe import Recipe
 from evomerge.study import Conclusion, Preparation, Record, Study, Trial, conclude, prepare
 from scripts.check_kills import killed_search, run_state, search_command
@@ -157,12 +162,42 @@ def test_a_finished_search_is_extended(case: Path, whole: Path, tmp_path: Path):
 
 
 def test_another_search_in_the_same_folder_is_refused(case: Path, whole: Path):
-    with pytest.raises(StudyError, match="started with other search settings"):
+    with pytest.raises(StudyError, match=r"started with other settings or files: search\.seed was 0, is 7;"):
         search(case, whole, seed=7)
     changed = case.parent / "changed.yaml"
     changed.write_text(case.read_text().replace("search: [0, 1]}", "search: [0, 0.9]}"))
-    with pytest.raises(StudyError, match="started with other recipe"):
+    with pytest.raises(StudyError) as caught:
         search(changed, whole)
+    assert "recipe.models[1].parameters.weight.search[1] was 1.0, is 0.9;" in str(caught.value)
+    rows = case.parent / "tasks" / "rows.jsonl"
+    kept = rows.read_text()
+    rows.write_text(kept.replace("what", "who", 1))
+    with pytest.raises(StudyError, match=r"task likely: its files changed, task written: its files changed;"):
+        search(case, whole)
+    rows.write_text(kept)
+
+
+def test_a_search_that_failed_before_it_scored_anything_begins_anew_where_the_mistake_is_mended(tmp_path: Path):
+    recipe = write_case(tmp_path, chat=True, evaluations=3)
+    with pytest.raises(TaskError, match="has no chat template"):
+        search(recipe, tmp_path / "run")
+    write_case(tmp_path, evaluations=3)
+    sound = recipe.read_text()
+    kept = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b", "base")}
+    for name in kept:
+        file = tmp_path / name / "model.safetensors"
+        scaled = {"lm_head.weight": 1e38, "model.norm.weight": 1e38}
+        tensors = {key: tensor * scaled.get(key, 1) for key, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(StudyError, match=r"none of the models that are merged could be scored: .*not finite"):
+        search(recipe, tmp_path / "run")
+    for name, data in kept.items():
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+    recipe.write_text(sound.replace("layers: 2", "layers: 1"))
+    search(recipe, tmp_path / "run")
+    assert Recipe.load(tmp_path / "run" / "recipe.yaml").models[0].parameters["weight"].layers == 1
+    with Record(tmp_path / "run") as record:
+        assert len(record.trials) == 4
 
 
 def test_two_searches_in_one_folder_at_once_are_refused(whole: Path):
@@ -198,6 +233,74 @@ def test_a_candidate_that_fails_is_a_state_with_its_reason(tmp_path: Path):
                 assert "not finite" in trial.outcome.error
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ArchitectureError("no layers"),
+        CheckpointError("a file went away"),
+        torch.OutOfMemoryError("no room on the device"),
+        MemoryError(),
+        IndexError("inside of torch"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_whatever_a_candidate_raises_is_its_own_failure(case: Path, tmp_path: Path, fault: Exception):
+    class Faulty(Watcher):
+        def evaluating(self, what, stage):
+            if (what, stage) == ("trial 2", "build"):
+                raise fault
+
+    watcher = Faulty()
+    conclusion = search(case, tmp_path / "run", watcher, evaluations=4)
+    assert conclusion.failures == 1
+    failed = watcher.fresh[2].outcome.error
+    assert failed
+    assert str(fault) in failed
+    assert [trial.objective is None for trial in watcher.fresh] == [False, False, True, False, False]
+
+
+def test_a_shape_that_cannot_be_run_does_not_end_the_evaluator(case: Path):
+    preparation = prepare(case)
+    device = torch.device("cpu")
+    dtype = preparation.first.layout.dtype
+    sources = Sources(preparation.checkpoints, preparation.place(device, dtype), device)
+    sources.load(lambda _: None)
+    evaluator = Evaluator(preparation.first, preparation.tasks, sources, "cpu", dtype)
+    before = evaluator.score(preparation.first, "search").items
+    layout = preparation.first.layout
+    other = replace(preparation.first, layout=replace(layout, jobs=layout.jobs[:-1]))
+    with pytest.raises(ArchitectureError):
+        evaluator.score(other, "search")
+    assert evaluator.score(preparation.first, "search").items == before
+
+
+@pytest.mark.parametrize("optimizer", ["cma-es", "random", "tpe"])
+def test_a_search_goes_on_where_other_hardware_asks_for_other_last_bits(optimizer: str, tmp_path: Path):
+    recipe = write_case(tmp_path, optimizer=optimizer, evaluations=13)
+    search(recipe, tmp_path / "run")
+    database = sqlite3.connect(tmp_path / "run" / "study.db")
+    rows = database.execute("SELECT trial_id, value_json FROM trial_user_attributes WHERE key = 'genome'").fetchall()
+    nudged = {}
+    for trial, text in rows[1:]:
+        nudged[trial] = [math.nextafter(gene, 0.5) for gene in json.loads(text)]
+        change = (json.dumps(nudged[trial]), trial)
+        database.execute(
+            "UPDATE trial_user_attributes SET value_json = ? WHERE trial_id = ? AND key = 'genome'", change
+        )
+    database.commit()
+    database.close()
+    watcher = Watcher()
+    search(recipe, tmp_path / "run", watcher, evaluations=15)
+    assert [trial.number for trial in watcher.fresh] == [14, 15]
+    assert len([note for note in watcher.notes if "another environment" in note]) == 1
+    with Record(tmp_path / "run") as record:
+        assert [list(trial.genome) for trial in record.trials[1:14]] == list(nudged.values())
+    # The record is now mixed: going on again replays it in the same way.
+    with pytest.raises(KeyboardInterrupt):
+        search(recipe, tmp_path / "run", Watcher(stop_at=16), evaluations=18)
+    search(recipe, tmp_path / "run", evaluations=18)
+
+
 def test_a_search_in_which_everything_fails_stops(tmp_path: Path):
     recipe = write_case(tmp_path, optimizer="random", evaluations=100)
     recipe.write_text(recipe.read_text().replace("search: [0, 1]}", "search: [1.0e+39, 1.0e+41]}"))
@@ -206,8 +309,6 @@ def test_a_search_in_which_everything_fails_stops(tmp_path: Path):
 
 
 def test_nan_weights_stop_the_search_before_it_begins(tmp_path: Path):
-    from safetensors.torch import load_file, save_file
-
     recipe = write_case(tmp_path)
     file = tmp_path / "a" / "model.safetensors"
     tensors = load_file(file)

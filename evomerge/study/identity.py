@@ -1,0 +1,76 @@
+"""What makes a search the same when it goes on: identity, environment, and what changed in them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+
+import evomerge
+from evomerge.document import Location, spelled
+from evomerge.study.preparation import Preparation
+
+_MOST_CHANGES = 4
+_MOST_CHARACTERS = 60
+_MISSING = object()
+
+
+def identity(preparation: Preparation) -> dict[str, Any]:
+    """Returns what must not change while a search goes on, as JSON holds it; the number of evaluations may grow."""
+    recipe = {key: value for key, value in preparation.recipe.as_data().items() if key != "search"}
+    data = {
+        "recipe": recipe,
+        "search": preparation.settings.model_dump(exclude={"evaluations"}),
+        "models": {name: checkpoint.fingerprint() for name, checkpoint in preparation.checkpoints.items()},
+        "tasks": {task.name: [task.fingerprint("search"), task.fingerprint("holdout")] for task in preparation.tasks},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(data))
+    return plain
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns in words what differs between two identities."""
+    before, after = (dict(_leaves(data, ())) for data in (old, new))
+    found = []
+    for place in [*before, *(place for place in after if place not in before)]:
+        was, now = before.get(place, _MISSING), after.get(place, _MISSING)
+        if was == now:
+            continue
+        if place[0] in ("models", "tasks") and _MISSING not in (was, now):
+            found.append(f"{place[0][:-1]} {place[1]}: its files changed")
+        else:
+            found.append(f"{spelled(place)} was {_short(was)}, is {_short(now)}")
+    found = list(dict.fromkeys(found))
+    more = [f"and {len(found) - _MOST_CHANGES} more"] if len(found) > _MOST_CHANGES else []
+    return ", ".join(found[:_MOST_CHANGES] + more)
+
+
+def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Returns what may change the last bits of a score."""
+    return {
+        "evomerge": evomerge.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "device": str(device),
+        "computes in": str(dtype),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _leaves(data: Any, place: Location) -> Iterator[tuple[Location, Any]]:
+    """Yields every value in plain data that holds no others, with its place."""
+    parts = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
+    if not parts or not data:
+        yield place, data
+    for key, part in parts:
+        yield from _leaves(part, (*place, key))
+
+
+def _short(value: object) -> str:
+    text = "not there" if value is _MISSING else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
