@@ -258,6 +258,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return optuna.storages.RDBStorage(f"sqlite:///{path.as_posix().replace('{', '{{').replace('}', '}}')}")
@@ -269,7 +270,6 @@ def _read(path: Path) -> tuple[optuna.storages.RDBStorage, optuna.Study, dict[st
     Raises:
         StudyError: it is no record of a search, or it is damaged.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = None
     try:
         storage = _storage(path)

@@ -1,6 +1,7 @@
 """The record against damage, other programs and folders that cannot be used; and the list of runs."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -83,6 +84,19 @@ def test_a_read_only_folder_is_told(run: Path, tmp_path: Path):
                 record.set_attribute("name", 1)
         finally:
             subprocess.run(["umount", folder], check=True)
+
+
+def test_optuna_s_own_messages_are_not_shown(tmp_path: Path):
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    seen: list[logging.LogRecord] = []
+    watcher = logging.Handler()
+    watcher.emit = seen.append  # type: ignore[method-assign]
+    logging.getLogger("optuna").addHandler(watcher)
+    try:
+        Record(tmp_path / "run").close()
+    finally:
+        logging.getLogger("optuna").removeHandler(watcher)
+    assert not seen
 
 
 def test_only_files_of_ours_are_cleared_away(run: Path):
