@@ -234,6 +234,7 @@ class _LayoutBuilder:
         self.slots: list[_Slot] = []
         self._slot_of: dict[object, int] = {}
         self._filters: list[tuple[str, ...]] = []
+        self._unmerged: set[tuple[str, torch.dtype]] = set()
 
     def jobs(self, parts: Sequence[Part], main: Location, tied: frozenset[str]) -> tuple[Job, ...]:
         """Returns a job for each tensor: before the layers, the layers from first to last, after them.
@@ -320,7 +321,8 @@ class _LayoutBuilder:
                     advice = "merge models of one architecture"
                 self.fault(place, f"{other}: {tensor} has shape {shapes}; {advice}")
             elif not {found.dtype, like.dtype} <= MERGED and not self.copied((other, tensor), inputs[0]):
-                self.fault(place, self.unmerged(*((other, tensor) if found.dtype not in MERGED else inputs[0])))
+                at = i if found.dtype not in MERGED else 0
+                self.unmerged(part.inputs[at].location if at < len(part.inputs) else part.location, *places[at])
             else:
                 dtypes.add(found.dtype)
         if not dtypes <= MERGED:
@@ -341,14 +343,17 @@ class _LayoutBuilder:
         # What differs mostly does so at once; all of it is read only where it is a copy.
         return torch.equal(one[:4096], other[:4096]) and torch.equal(one, other)
 
-    def unmerged(self, model: str, name: str) -> str:
-        """Returns what is wrong with a tensor that cannot be merged."""
+    def unmerged(self, place: Location, model: str, name: str) -> None:
+        """Tells of a tensor that cannot be merged; of one only, where a model has many of its dtype."""
         checkpoint = self.models[model].checkpoint
         dtype = checkpoint.tensors[name].dtype
         advice = "such numbers are only copied, where all models have the same"
         if "quantization_config" in checkpoint.config or (dtype.itemsize == 1 and dtype != torch.bool):
             advice = "is the model quantized? load and save it in bfloat16 first"
-        return f"{model}: {name} is {str(dtype).removeprefix('torch.')}, which cannot be merged; {advice}"
+        if (model, dtype) not in self._unmerged:
+            self._unmerged.add((model, dtype))
+            kind = str(dtype).removeprefix("torch.")
+            self.fault(place, f"{model}: {name} is {kind}, which cannot be merged; {advice}")
 
     def slot(self, name: str, index: int, t: float, inputs: tuple[tuple[str, str], ...]) -> int:
         """Returns the slot of a tensor's values, which depend on its part, its depth and the filters that it passes."""

@@ -18,8 +18,8 @@ IDS = torch.arange(8)[None]
 
 
 def changed(folder: Path, **tensors: torch.Tensor) -> None:
-    """Gives a checkpoint the tensors `q` (a weight of its first layer) and `ids` (a buffer of that layer)."""
-    names = {"q": HELD, "ids": "model.layers.0.position_ids"}
+    """Gives a checkpoint the tensors `q` and `k` (weights of its first layer) and `ids` (a buffer of that layer)."""
+    names = {"q": HELD, "k": HELD.replace("q_proj", "k_proj"), "ids": "model.layers.0.position_ids"}
     file = folder / "model.safetensors"
     save_file(load_file(file) | {names[key]: tensor for key, tensor in tensors.items()}, file, {"format": "pt"})
 
@@ -39,14 +39,15 @@ def models(tmp_path: Path) -> Path:
 def test_quantized_models_are_refused(models: Path, dtype: torch.dtype, which: str) -> None:
     for seed, name in enumerate(which):
         weight = torch.randint(0, 100, (16, 16), generator=torch.Generator().manual_seed(seed))
-        changed(models / name, q=weight.to(dtype))
+        changed(models / name, q=weight.to(dtype), k=weight[:8].to(dtype))
     with pytest.raises(RecipeError) as caught:
         open_recipe(models / "recipe.yaml")
-    line = (
-        f"{which[-1]}: {HELD} is {str(dtype).removeprefix('torch.')}, which cannot be merged; is the model quantized?"
-    )
-    assert line in str(caught.value)
-    assert "recipe.yaml:2: models[1]" in str(caught.value)
+    dtype_name = str(dtype).removeprefix("torch.")
+    faults = caught.value.faults
+    # Integers are at fault where they are not the first model's.
+    for name, fault in zip(which[-len(faults) :], faults, strict=True):
+        assert f"recipe.yaml:2: models[{'ab'.index(name)}]: {name}: model.layers.0.self_attn." in fault
+        assert f"_proj.weight is {dtype_name}, which cannot be merged; is the model quantized? load and save" in fault
 
 
 def test_packed_weights_of_a_quantized_model_are_refused_even_where_they_are_the_same(models: Path) -> None:
