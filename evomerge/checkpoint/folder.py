@@ -49,7 +49,7 @@ def files_beside(folder: Path) -> tuple[Path, ...]:
     """The small files of a model in a folder, sorted; see `Checkpoint.side_files`.
 
     Raises:
-        CheckpointError: the folder cannot be read, or one of them is a link that leads out of it.
+        CheckpointError: the folder or one of them cannot be read, or is a link that leads out of it.
     """
     # Of the config, too, every word comes into the result.
     return tuple(path for path in _files_like(folder, (*_SIDE_FILES, CONFIG)) if path.name != CONFIG)
@@ -72,6 +72,8 @@ def _files_like(folder: Path, patterns: Iterable[str]) -> list[Path]:
         whole = folder.resolve()
         homes = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
         for path in found:
+            with told(path):
+                path.open("rb").close()
             if not any(path.resolve().is_relative_to(home) for home in homes):
                 raise CheckpointError(
                     f"{path}: is a link to {path.resolve()}, out of the model's folder, and would be copied into the"

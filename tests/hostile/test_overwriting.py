@@ -48,3 +48,22 @@ def test_what_lies_in_a_run_s_folder_stays_unless_a_killed_run_left_it(tmp_path:
     with Record(tmp_path):
         pass
     assert listing(tmp_path).keys() == {*before, "study.db"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("/", "is the root of a file system"),
+        ("loop", "cannot be written: .*(Symlink loop|Too many levels)"),
+        ("loop/out", "cannot be written: .*(Symlink loop|Too many levels)"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(
+    recipe: Path, tmp_path: Path, target: str, words: str, overwrite: bool
+) -> None:
+    (tmp_path / "loop").symlink_to("pool")
+    (tmp_path / "pool").symlink_to("loop")
+    with pytest.raises(CheckpointError, match=words):
+        into_directory(open_recipe(recipe), tmp_path / target, overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "pool"]
