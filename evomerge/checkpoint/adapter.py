@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,9 +109,9 @@ class AdaptedCheckpoint(CheckpointView):
         merged = _merged(weight, a, b, update.scale, magnitude)
         return (merged.T.contiguous() if update.transposed else merged).to(stored)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, kept: MutableMapping[str, str] | None = None) -> str:
         """A hex digest that changes with the model's and with any byte of the adapter."""
-        digest = hashlib.sha256(f"{self.inner.fingerprint()} {self._settings!r}".encode())
+        digest = hashlib.sha256(f"{self.inner.fingerprint(kept)} {self._settings!r}".encode())
         digest.update(map_file(self._path).numpy().data)
         return digest.hexdigest()
 

@@ -8,7 +8,8 @@ import json
 import mmap
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -25,11 +26,6 @@ from evomerge.errors import CheckpointError
 from evomerge.paths import HERE
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-# A tensor's sample in the fingerprint: whole where it is small, else so many pieces spread evenly, the
-# first and the last bytes among them. A fine-tune moves nearly every number, so few are enough.
-_PIECES = 8
-_PIECE_BYTES = 4096
 
 
 class Checkpoint:
@@ -64,7 +60,6 @@ class Checkpoint:
         self._files: dict[Path, FileIO] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._fingerprint: str | None = None
 
     @classmethod
     def open(cls, reference: str, folders: Sequence[Path] = HERE) -> Checkpoint:
@@ -144,27 +139,32 @@ class Checkpoint:
             read += count
         return data.view(place.info.dtype)
 
-    def fingerprint(self) -> str:
-        """A hex digest that changes when the weights or the config change.
+    def fingerprint(self, kept: MutableMapping[str, str] | None = None) -> str:
+        """A hex digest that changes with any byte of the weights, the config or a side file.
 
-        Made of the config, every tensor's name, dtype and shape, and a sample of its bytes: the whole where
-        that is 32 KiB or less, else 8 pieces of 4 KiB. So it is cheap, and a change of a few numbers in a
-        large tensor can go unseen. It does not depend on the folder's path, on times, or on the shards.
+        It does not depend on the folder's path, on times, or on the shards. Every byte is read, unless `kept` has it.
+
+        Args:
+            kept: digests of earlier calls, by the paths, sizes and times of change of the files that they are of; one
+                that is computed is added.
 
         Raises:
             CheckpointError: the checkpoint is closed, or a file went away.
         """
-        if self._fingerprint is None:
+        kept = {} if kept is None else kept
+        stamp = _stamp({self.folder / CONFIG, *(path for path, _ in self._places.values()), *self.side_files()})
+        if stamp not in kept:
             # Older transformers write the path that a model was loaded from into its config.
             config = {key: value for key, value in self.config.items() if key != "_name_or_path"}
             digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-            samples = {name: self._sample(*where) for name, where in self._places.items()}
-            for name in sorted(samples):
+            with ThreadPoolExecutor() as threads:
+                hashes = dict(zip(self._places, threads.map(self._hash, self._places), strict=True))
+            for name in sorted(hashes):
                 info = self.tensors[name]
-                digest.update(f"\n{name!r} {info.dtype} {info.shape} ".encode())
-                digest.update(samples[name])
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+                digest.update(f"\n{name!r} {info.dtype} {info.shape} ".encode() + hashes[name])
+            digest.update(side_hash(self).encode())
+            kept[stamp] = digest.hexdigest()
+        return kept[stamp]
 
     def side_files(self) -> tuple[Path, ...]:
         """The files beside the weights that a merged model needs too, sorted.
@@ -215,19 +215,34 @@ class Checkpoint:
             raise CheckpointError(f"{path}: shrank since it was opened; do not write to a model that is in use")
         return data[place.start : stop]
 
-    def _sample(self, path: Path, place: Place) -> bytes:
-        """A digest of some of a tensor's bytes."""
-        size = place.info.nbytes
-        if size == 0:
-            return b""
-        data = self._bytes(path, place).numpy().data
-        if size <= _PIECES * _PIECE_BYTES:
-            return hashlib.sha256(data).digest()
-        digest = hashlib.sha256()
-        for piece in range(_PIECES):
-            start = (size - _PIECE_BYTES) * piece // (_PIECES - 1)
-            digest.update(data[start : start + _PIECE_BYTES])
-        return digest.digest()
+    def _hash(self, name: str) -> bytes:
+        """A digest of a tensor's bytes."""
+        path, place = self._places[name]
+        return hashlib.sha256(self._bytes(path, place).numpy().data if place.info.nbytes else b"").digest()
+
+
+def side_hash(checkpoint: Checkpoint) -> str:
+    """A hex digest of the names and bytes of a model's side files.
+
+    Raises:
+        CheckpointError: one cannot be read any more.
+    """
+    digest = hashlib.sha256()
+    for path in checkpoint.side_files():
+        with told(path):
+            data = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(checkpoint.folder).as_posix()!r} {data}\n".encode())
+    return digest.hexdigest()
+
+
+def _stamp(paths: set[Path]) -> str:
+    """A hex digest of where files are, how large, and when they were changed."""
+    digest = hashlib.sha256()
+    for path in sorted(path.absolute() for path in paths):
+        with told(path):
+            found = path.stat()
+        digest.update(repr((str(path), found.st_size, found.st_mtime_ns)).encode())
+    return digest.hexdigest()
 
 
 def map_file(path: Path) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoint.header import TensorInfo
-from evomerge.checkpoint.reading import Checkpoint
+from evomerge.checkpoint.reading import Checkpoint, side_hash
 from evomerge.errors import CheckpointError
 
 
@@ -67,9 +67,10 @@ class CheckpointView(Checkpoint):
         flat: Tensor = self._held.flat
         return flat[start:stop]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, kept: MutableMapping[str, str] | None = None) -> str:
         """A hex digest that changes with the inner checkpoint's and with what makes this view another."""
-        return hashlib.sha256(f"{self.inner.fingerprint()} {self._difference}".encode()).hexdigest()
+        parts = (self.inner.fingerprint(kept), self._difference, side_hash(self))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def paths(self) -> frozenset[Path]:
         """See `Checkpoint.paths`."""

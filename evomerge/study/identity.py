@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -19,13 +19,18 @@ _MOST_CHARACTERS = 60
 _MISSING = object()
 
 
-def identity(preparation: Preparation) -> dict[str, Any]:
-    """Returns what must not change while a search goes on, as JSON holds it; the number of evaluations may grow."""
+def identity(preparation: Preparation, kept: MutableMapping[str, str]) -> dict[str, Any]:
+    """Returns what must not change while a search goes on, as JSON holds it; the number of evaluations may grow.
+
+    Args:
+        preparation: the search.
+        kept: digests of models' files, see `Checkpoint.fingerprint`.
+    """
     recipe = {key: value for key, value in preparation.recipe.as_data().items() if key != "search"}
     data = {
         "recipe": recipe,
         "search": preparation.settings.model_dump(exclude={"evaluations"}),
-        "models": {name: checkpoint.fingerprint() for name, checkpoint in preparation.checkpoints.items()},
+        "models": {name: checkpoint.fingerprint(kept) for name, checkpoint in preparation.checkpoints.items()},
         "tasks": {task.name: [task.fingerprint("search"), task.fingerprint("holdout")] for task in preparation.tasks},
     }
     plain: dict[str, Any] = json.loads(json.dumps(data))

@@ -136,7 +136,9 @@ class Study:
             # As it began, whatever a measurement would say now.
             wanted = str(began["computes in"]).removeprefix("torch.")
         self._dtype = compute_dtype(self.preparation.first.layout, device, wanted)
-        now, here = identity(self.preparation), environment(device, self._dtype)
+        kept = self.record.attribute("digests") or {}
+        digests = dict(kept)
+        now, here = identity(self.preparation, digests), environment(device, self._dtype)
         path = self.folder / "recipe.yaml"
         if recorded is None:
             self.record.set_attribute("environment", here)
@@ -149,6 +151,8 @@ class Study:
             )
         elif began != here:
             self._note_environment()
+        if digests != kept:
+            self.record.set_attribute("digests", digests)
         if recorded is None or not path.exists():
             write_atomically(path, self.preparation.recipe.to_yaml("The recipe of this search."))
 

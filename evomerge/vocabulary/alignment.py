@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,10 +64,10 @@ class _Aligned(CheckpointView):
             tensors=tensors,
         )
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, kept: MutableMapping[str, str] | None = None) -> str:
         """A hex digest that changes with every model that gives it rows, and with the vocabulary."""
         givers = sorted({giver for sources in self._needed.values() for giver, _ in sources})
-        text = " ".join([super().fingerprint(), *(self._opened[giver].fingerprint() for giver in givers)])
+        text = " ".join([super().fingerprint(kept), *(self._opened[giver].fingerprint(kept) for giver in givers)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def paths(self) -> frozenset[Path]:

@@ -1,10 +1,8 @@
 """Searches from end to end on tiny models: the record, going on, failures, and what is refused."""
 
 import json
-import math
 import os
 import random
-import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,29 +175,6 @@ def test_another_search_in_the_same_folder_is_refused(case: Path, whole: Path):
     rows.write_text(kept)
 
 
-def test_a_search_that_failed_before_it_scored_anything_begins_anew_where_the_mistake_is_mended(tmp_path: Path):
-    recipe = write_case(tmp_path, chat=True, evaluations=3)
-    with pytest.raises(TaskError, match="has no chat template"):
-        search(recipe, tmp_path / "run")
-    write_case(tmp_path, evaluations=3)
-    sound = recipe.read_text()
-    kept = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b", "base")}
-    for name in kept:
-        file = tmp_path / name / "model.safetensors"
-        scaled = {"lm_head.weight": 1e38, "model.norm.weight": 1e38}
-        tensors = {key: tensor * scaled.get(key, 1) for key, tensor in load_file(file).items()}
-        save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(StudyError, match=r"none of the models that are merged could be scored: .*not finite"):
-        search(recipe, tmp_path / "run")
-    for name, data in kept.items():
-        (tmp_path / name / "model.safetensors").write_bytes(data)
-    recipe.write_text(sound.replace("layers: 2", "layers: 1"))
-    search(recipe, tmp_path / "run")
-    assert Recipe.load(tmp_path / "run" / "recipe.yaml").models[0].parameters["weight"].layers == 1
-    with Record(tmp_path / "run") as record:
-        assert len(record.trials) == 4
-
-
 def test_two_searches_in_one_folder_at_once_are_refused(whole: Path):
     with Record(whole), pytest.raises(StudyError, match="another evomerge is searching here"):
         Record(whole)
@@ -272,33 +247,6 @@ def test_a_shape_that_cannot_be_run_does_not_end_the_evaluator(case: Path):
     with pytest.raises(ArchitectureError):
         evaluator.score(other, "search")
     assert evaluator.score(preparation.first, "search").items == before
-
-
-@pytest.mark.parametrize("optimizer", ["cma-es", "random", "tpe"])
-def test_a_search_goes_on_where_other_hardware_asks_for_other_last_bits(optimizer: str, tmp_path: Path):
-    recipe = write_case(tmp_path, optimizer=optimizer, evaluations=13)
-    search(recipe, tmp_path / "run")
-    database = sqlite3.connect(tmp_path / "run" / "study.db")
-    rows = database.execute("SELECT trial_id, value_json FROM trial_user_attributes WHERE key = 'genome'").fetchall()
-    nudged = {}
-    for trial, text in rows[1:]:
-        nudged[trial] = [math.nextafter(gene, 0.5) for gene in json.loads(text)]
-        change = (json.dumps(nudged[trial]), trial)
-        database.execute(
-            "UPDATE trial_user_attributes SET value_json = ? WHERE trial_id = ? AND key = 'genome'", change
-        )
-    database.commit()
-    database.close()
-    watcher = Watcher()
-    search(recipe, tmp_path / "run", watcher, evaluations=15)
-    assert [trial.number for trial in watcher.fresh] == [14, 15]
-    assert len([note for note in watcher.notes if "another environment" in note]) == 1
-    with Record(tmp_path / "run") as record:
-        assert [list(trial.genome) for trial in record.trials[1:14]] == list(nudged.values())
-    # The record is now mixed: going on again replays it in the same way.
-    with pytest.raises(KeyboardInterrupt):
-        search(recipe, tmp_path / "run", Watcher(stop_at=16), evaluations=18)
-    search(recipe, tmp_path / "run", evaluations=18)
 
 
 def test_a_search_in_which_everything_fails_stops(tmp_path: Path):
