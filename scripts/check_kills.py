@@ -154,12 +154,13 @@ def check_apply(recipe: Path, folder: Path, kills: int, rng: random.Random) -> d
     for place in (parent, folder):
         (place / ".best.yaml.partial").write_text("precious")
     command = [sys.executable, "-m", "evomerge", "apply", str(merge), str(out), "--shard-size", "0.00002"]
+    untouched = contents(folder)
     took = killed_apply(command, work, None)
     assert took is not None
     new = contents(out)
     print(f"undisturbed: {took:.2f} s of writing {len(new)} files", flush=True)
     shutil.rmtree(out)
-    untouched, good = contents(folder), {}
+    good = {}
     for mode, options in (("apply", []), ("apply --overwrite", ["--overwrite"])):
         states: list[str] = []
         old = contents(first.layout.donor.folder) if options else {}
