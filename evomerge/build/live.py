@@ -104,10 +104,10 @@ def compute_dtype(layout: Layout, device: torch.device, wanted: str = "auto") ->
         return allowed[wanted]
     if device.type != "cpu" or layout.dtype not in (torch.bfloat16, torch.float16):
         return layout.dtype
-    shapes = [info.shape for info in layout.tensors if len(info.shape) == 2]
-    # The most frequent shape is of the layers; embeddings are larger, but looked up.
-    common = Counter(shapes).most_common(1)[0][0] if shapes else (1024, 1024)
-    return _faster(layout.dtype, min(common[0], 4096), min(common[1], 4096))
+    shapes = Counter(info.shape for info in layout.tensors if len(info.shape) == 2)
+    # The shape that most of the weights have.
+    rows, columns = max(shapes, key=lambda shape: shapes[shape] * math.prod(shape), default=(1024, 1024))
+    return _faster(layout.dtype, min(rows, 4096), min(columns, 4096))
 
 
 @cache
@@ -119,14 +119,20 @@ def _faster(stored: torch.dtype, rows: int, columns: int) -> torch.dtype:
             for dtype in seconds
         }
         end = time.perf_counter() + 0.1
-        # By turns, so that what else the machine does slows both; at least twice, as the first run is set up.
-        for turn in itertools.count():
-            for dtype, (tokens, weight) in inputs.items():
-                started = time.perf_counter()
-                nn.functional.linear(tokens, weight)
-                seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
-            if turn and time.perf_counter() > end:
-                break
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            # At least twice, as the first run sets up.
+            for turn in itertools.count():
+                for dtype, (tokens, weight) in inputs.items():
+                    # Of this thread alone, so that what else the machine does changes nothing.
+                    started = time.thread_time()
+                    nn.functional.linear(tokens, weight)
+                    seconds[dtype] = min(seconds[dtype], time.thread_time() - started)
+                if turn and time.perf_counter() > end:
+                    break
+        finally:
+            torch.set_num_threads(threads)
     # Twice the memory for less than a quarter more speed is no gain.
     return torch.float32 if 1.25 * seconds[torch.float32] < seconds[stored] else stored
 
