@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.kernels.loops import Kernel, loop
+from evomerge.kernels import eager
+from evomerge.kernels.loops import loop
 from evomerge.kernels.native import compiler
+from evomerge.kernels.trace import Element, Kernel, total, trace
 
 BLOCK = 32_000
 """Elements that are summed or ranked together: under the 32,768 from which torch shares work out among threads, so that
@@ -87,7 +89,7 @@ class Fused:
         Args:
             start: the first element.
             stop: the element past the last.
-            output: where they are put: flat, contiguous, of their number, on the device of the inputs.
+            output: the output buffer: flat, contiguous, of as many elements, on the device of the inputs.
             dtype: what the result is rounded to: the dtype of `output`, as by default, or a narrower one.
 
         Returns:
@@ -102,13 +104,23 @@ class Fused:
             run = loop(self.kernel, tuple(block.dtype for block in blocks), len(spans[0][1]), rounded, output.dtype)
             if run is not None:
                 return run(blocks, spans, output)
-        finite, first = True, 0
+        traced, finite, first = trace(self.kernel, len(blocks), len(spans[0][1])), True, 0
+        # On a CPU in parts of which a kernel's temporaries stay in the cache.
+        most = 2 * BLOCK if output.device.type == "cpu" else stop - start
         for end, numbers in spans:
-            merged = self.kernel([block[first:end].float() for block in blocks], numbers).to(rounded)
-            output[first:end] = merged
-            finite = finite and all_finite(merged)
+            for here in range(first, end, most):
+                part = slice(here, min(here + most, end))
+                merged = eager.run(traced, [block[part].float() for block in blocks], numbers).to(rounded)
+                output[part] = merged
+                finite = finite and all_finite(merged)
             first = end
         return finite
+
+    def values(self, start: int, stop: int) -> Tensor:
+        """Returns merged elements, flat, float32, free to be changed."""
+        found = torch.empty(stop - start, dtype=torch.float32, device=self.inputs[0].device)
+        self.merge(start, stop, found)
+        return found
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -119,29 +131,22 @@ def all_finite(tensor: Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def combination(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def combination(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     """The kernel of every weighted sum: numbers[0] blocks[0] + numbers[1] blocks[1] + ..."""
-    merged = blocks[0].mul(numbers[0])
-    for block, number in zip(blocks[1:], numbers[1:], strict=True):
-        # Not add_(alpha=...), which some processors fuse into one rounding and others do not.
-        merged.add_(block.mul(number))
-    return merged
+    return total(number * block for number, block in zip(numbers, blocks, strict=True))
 
 
-def displaced(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def displaced(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     """The kernel of blocks[0] + numbers[0] (blocks[1] - blocks[0]) + numbers[1] (blocks[2] - blocks[0]) + ..."""
     base, *others = blocks
-    total = (others[0] - base).mul_(numbers[0])
-    for block, number in zip(others[1:], numbers[1:], strict=True):
-        total.add_((block - base).mul_(number))
-    return total.add_(base)
+    return base + total(number * (block - base) for number, block in zip(numbers, others, strict=True))
 
 
-def difference(blocks: Sequence[Tensor], _: Sequence[float]) -> Tensor:
+def difference(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
     """The kernel of blocks[0] - blocks[1]; without a second, of blocks[0]."""
-    return blocks[0] - blocks[1] if len(blocks) > 1 else blocks[0].clone()
+    return blocks[0] - blocks[1] if len(blocks) > 1 else blocks[0]
 
 
-def distance(blocks: Sequence[Tensor], _: Sequence[float]) -> Tensor:
+def distance(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
     """The kernel of the magnitude of that."""
-    return difference(blocks, ()).abs_()
+    return abs(difference(blocks, ()))

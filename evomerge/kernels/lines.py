@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import PIECE, Fused, SourceTensor
+from evomerge.kernels.fused import PIECE, Fused, SourceTensor, combination, displaced
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element
 
 
 class Lines:
@@ -96,14 +97,8 @@ class _Sum:
 
     models: int
 
-    def __call__(self, blocks: Sequence[Tensor], _: Sequence[float]) -> Tensor:
-        tensors, coefficients, base = blocks[: self.models], blocks[self.models : 2 * self.models], blocks[-1]
+    def __call__(self, blocks: Sequence[Element], _: Sequence[Element]) -> Element:
+        tensors, coefficients = blocks[: self.models], blocks[self.models : 2 * self.models]
         if len(blocks) == 2 * self.models:
-            total = tensors[0] * coefficients[0]
-            for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
-                total.add_(tensor * coefficient)
-            return total
-        total = (tensors[0] - base).mul_(coefficients[0])
-        for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
-            total.add_((tensor - base).mul_(coefficient))
-        return total.add_(base)
+            return combination(tensors, coefficients)
+        return displaced((blocks[-1], *tensors), coefficients)

@@ -1,8 +1,7 @@
-"""Kernels as loops of C: what a kernel does to blocks is written down once, and compiled to do it to each element.
+"""Kernels as loops of C: a kernel's trace, compiled to be done to each element.
 
-A kernel is run with `Traced` in the place of its tensors, which write down each operation. The loop then reads the
-inputs, does in float32 what was written down, rounds, looks whether the result is finite, and stores: one pass over
-memory, with the very bits of the kernel run by torch.
+The loop reads the inputs, does in float32 what was traced, rounds, looks whether the result is finite, and stores: one
+pass over memory, with the very bits of the kernel run by torch.
 """
 
 from __future__ import annotations
@@ -10,20 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from evomerge.kernels.native import library
-
-Kernel = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
-"""(blocks of the inputs as float32, the numbers that hold there) to the merged block, float32.
-
-It is run with tensors and numbers, or with a `Traced` in the place of each of them. It works element by element, by the
-operations that `Traced` has, and changes no block; the result may be one of them. What it does must not depend on the
-numbers' values. It can be hashed: kernels that are equal are compiled once."""
+from evomerge.kernels.trace import Kernel, trace
 
 Spans = Sequence[tuple[int, Sequence[float]]]
 """(element past the last, numbers that hold up to there), ascending."""
@@ -53,7 +44,7 @@ static inline uint32_t bits_of(float number) {
     return bits;
 }
 
-static inline uint32_t is_endless(float number) {
+static inline uint32_t is_nonfinite(float number) {
     return (bits_of(number) & 0x7F800000) == 0x7F800000;
 }
 
@@ -66,7 +57,7 @@ static inline uint16_t to_bfloat16(float number) {
 int merge(int64_t spans, const int64_t *stops, const float *numbers, const void *const *blocks, void *output) {
 %(declarations)s
     %(stored)s *restrict result = output;
-    uint32_t endless = 0;
+    uint32_t nonfinite = 0;
     int64_t start = 0;
     for (int64_t span = 0; span < spans; span++, numbers += %(count)d) {
         const int64_t stop = stops[span];
@@ -77,81 +68,32 @@ int merge(int64_t spans, const int64_t *stops, const float *numbers, const void 
             const float merged = %(merged)s;
             const %(rounded)s rounded = %(round)s;
             const float value = %(read)s;
-            endless |= is_endless(merged) | is_endless(value);
+            nonfinite |= is_nonfinite(merged) | is_nonfinite(value);
             result[i] = %(store)s;
         }
         start = stop;
     }
-    return endless != 0;
+    return nonfinite != 0;
 }
 """
 
 
-class Traced:
-    """A number of each element, in a kernel that is written down: it has those methods of a tensor that kernels use."""
-
-    def __init__(self, lines: list[str], name: str) -> None:
-        self._lines = lines
-        self._name = name
-
-    def clone(self) -> Traced:
-        """Returns another that has the same value."""
-        return Traced(self._lines, self._name)
-
-    def clamp(self, min: float | Traced | None = None, max: float | None = None) -> Traced:
-        """Returns it, no lower than `min` and no higher than `max`; NaN stays."""
-        return self.clone().clamp_(min, max)
-
-    def clamp_(self, min: float | Traced | None = None, max: float | None = None) -> Traced:
-        """Does as `clamp`, in place."""
-        if min is not None:
-            self._become("{0} < {1} ? {1} : {0}", min)
-        if max is not None:
-            self._become("{0} > {1} ? {1} : {0}", max)
-        return self
-
-    def _become(self, form: str, *others: object) -> Traced:
-        name = f"v{len(self._lines)}"
-        self._lines.append(f"const float {name} = {form.format(self._name, *map(_spelled, others))};")
-        self._name = name
-        return self
-
-
-def _spelled(value: object) -> str:
-    """Returns a value as C spells it: a number is rounded to float32, as torch does."""
-    if isinstance(value, Traced):
-        return value._name
-    return f"({float(np.float32(cast(float, value))).hex()}f)"
-
-
-def _operation(form: str, *, in_place: bool, swapped: bool = False) -> Callable[..., Traced]:
-    def operation(self: Traced, *others: object) -> Traced:
-        if swapped:
-            (other,) = others
-            return Traced(self._lines, _spelled(other))._become(form, self)
-        return (self if in_place else self.clone())._become(form, *others)
-
-    return operation
-
-
-for _name, _form in {
+_OPERATIONS = {
+    "+": "{0} + {1}",
+    "-": "{0} - {1}",
+    "*": "{0} * {1}",
+    "/": "{0} / {1}",
+    "negative": "-{0}",
     "abs": "fabsf({0})",
-    "add": "{0} + {1}",
-    "div": "{0} / {1}",
-    "hardshrink": "{0} >= -{1} && {0} <= {1} ? 0.0f : {0}",
-    "mul": "{0} * {1}",
-    "neg": "-{0}",
-    "reciprocal": "1.0f / {0}",
-    "relu": "{0} < 0.0f ? 0.0f : {0}",
-    "sign": "(float)(({0} > 0.0f) - ({0} < 0.0f))",
-    "sub": "{0} - {1}",
-}.items():
-    setattr(Traced, _name, _operation(_form, in_place=False))
-    setattr(Traced, f"{_name}_", _operation(_form, in_place=True))
-    if _name in ("add", "sub", "mul", "neg"):
-        setattr(Traced, f"__{_name}__", _operation(_form, in_place=False))
-    if _name in ("add", "sub", "mul"):
-        setattr(Traced, f"__r{_name}__", _operation(_form, in_place=False, swapped=True))
+    "<": "{0} < {1} ? 1.0f : 0.0f",
+    "<=": "{0} <= {1} ? 1.0f : 0.0f",
+    "==": "{0} == {1} ? 1.0f : 0.0f",
+    "!=": "{0} != {1} ? 1.0f : 0.0f",
+    "maximum": "{0} <= {1} || {1} != {1} ? {1} : {0}",
+    "minimum": "{0} >= {1} || {1} != {1} ? {1} : {0}",
+    "hardshrink": "fabsf({0}) <= {1} ? 0.0f : {0}",
+    "where": "{0} != 0.0f ? {1} : {2}",
+}
 
 
 @cache
@@ -191,18 +133,25 @@ def _written(
 ) -> str:
     """Returns the source of the loop of `kernel`."""
     declared = [f"const {_TYPES[dtype]} *restrict x{i} = blocks[{i}];" for i, dtype in enumerate(inputs)]
-    lines = [
-        f"const float b{i} = {_READ.get(dtype, '(float){}').format(f'x{i}[i]')};" for i, dtype in enumerate(inputs)
-    ]
-    blocks: Any = [Traced(lines, f"b{i}") for i in range(len(inputs))]
-    merged: Any = kernel(blocks, [cast(float, Traced(lines, f"n{i}")) for i in range(numbers)])
+    traced = trace(kernel, len(inputs), numbers)
+    lines = []
+    for index, (operation, operands, value) in enumerate(traced.steps):
+        if operation == "block":
+            form = _READ.get(inputs[int(value)], "(float){}").format(f"x{int(value)}[i]")
+        elif operation == "number":
+            form = f"n{int(value)}"
+        elif operation == "constant":
+            form = f"{value.hex()}f"
+        else:
+            form = _OPERATIONS[operation].format(*(f"v{operand}" for operand in operands))
+        lines.append(f"const float v{index} = {form};")
     read = _READ.get(rounded, "(float){}").format("rounded")
     return _SOURCE % {
         "declarations": "\n".join(f"    {line}" for line in declared),
         "count": numbers,
         "numbers": "\n".join(f"        const float n{i} = numbers[{i}];" for i in range(numbers)),
         "lines": "\n".join(f"            {line}" for line in lines),
-        "merged": merged._name,
+        "merged": f"v{traced.result}",
         "rounded": _TYPES[rounded],
         "round": _ROUND.get(rounded, f"({_TYPES[rounded]}){{}}").format("merged"),
         "read": read,

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from evomerge.kernels.fused import BLOCK, PIECE, Fused, SourceTensor, combination, difference, displaced, distance
-from evomerge.kernels.loops import Kernel
 from evomerge.kernels.magnitudes import Magnitudes
 from evomerge.kernels.noise import noise_piece
+from evomerge.kernels.trace import Kernel
 
 T = TypeVar("T")
 
@@ -76,11 +76,11 @@ class Operands:
 
         Without a base, a copy of X_i.
         """
-        return self._compared(difference, source, start, stop)
+        return self._compared(difference, source).values(start, stop)
 
     def distance(self, source: int, start: int, stop: int) -> Tensor:
         """Returns the magnitudes of what `delta` gives."""
-        return self._compared(distance, source, start, stop)
+        return self._compared(distance, source).values(start, stop)
 
     def whole_delta(self, source: int) -> Tensor:
         """Returns the whole of `delta` in its shape."""
@@ -106,7 +106,7 @@ class Operands:
 
     def l1_norm(self, source: int) -> float:
         """Returns the sum of the magnitudes of a task vector, in float64, measured once."""
-        return self.once(("l1", source), lambda: self.total(partial(self.distance, source)))
+        return self.once(("l1", source), lambda: self.total(self._compared(distance, source)))
 
     def magnitudes(self, source: int) -> Magnitudes:
         """Returns the order of the magnitudes of a task vector, which names the threshold of any density."""
@@ -139,36 +139,26 @@ class Operands:
         held = self.once(key, lambda: made(0, self.numel))
         return SourceTensor(self.shape, self.device, lambda start, stop: held[start:stop])
 
-    def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """Yields the first element and the one past the last of each piece of a range, by default of all."""
-        end = self.numel if stop is None else stop
-        for first in range(start, end, PIECE):
-            yield first, min(first + PIECE, end)
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yields the first element and the one past the last of each piece."""
+        for start in range(0, self.numel, PIECE):
+            yield start, min(start + PIECE, self.numel)
 
-    def total(self, term: Callable[[int, int], Tensor], start: int = 0, stop: int | None = None) -> float:
-        """Returns the sum, in float64, of what `term` gives for the elements from a first up to a last one.
-
-        Args:
-            term: (first element, element past the last) to one number for each element, float32.
-            start: the first element.
-            stop: the element past the last; by default the end.
-        """
+    def total(self, term: Fused) -> float:
+        """Returns the sum of the merged elements of `term`, in float64."""
         return math.fsum(
             float(block.sum(dtype=torch.float64))
-            for first, end in self.pieces(start, stop)
-            for block in torch.split(term(first, end), BLOCK)
+            for start, stop in self.pieces()
+            for block in torch.split(term.values(start, stop), BLOCK)
         )
 
     @property
     def _sources(self) -> range:
         return range(len(self.tensors))
 
-    def _compared(self, kernel: Kernel, source: int, start: int, stop: int) -> Tensor:
+    def _compared(self, kernel: Kernel, source: int) -> Fused:
         base = () if self.base is None else (self.base,)
-        fused = self.once((kernel, source), lambda: Fused.uniform(kernel, (self.tensors[source], *base), ()))
-        found = torch.empty(stop - start, dtype=torch.float32, device=self.device)
-        fused.merge(start, stop, found)
-        return found
+        return self.once((kernel, source), lambda: Fused.uniform(kernel, (self.tensors[source], *base), ()))
 
     def _gram(self, reads: Sequence[Callable[[int, int], Tensor]]) -> np.ndarray:
         found = np.zeros((len(reads), len(reads)))

@@ -12,6 +12,7 @@ from evomerge.kernels.fused import Fused, SourceTensor, combination
 from evomerge.kernels.lines import Lines
 from evomerge.kernels.magnitudes import Magnitudes
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element
 from evomerge.methods.method import MergeMethod, Parameters
 
 # Added to probabilities, so that their ratio has a logarithm.
@@ -29,11 +30,11 @@ def _arcee_fusion(operands: Operands, _: Parameters) -> Fused:
     threshold = operands.once("threshold", lambda: _threshold(operands, divergence))
     if threshold <= 0:
         return Fused.uniform(combination, ends, (0.0, 1.0))
-    # The largest float32 below the threshold, as the kernel keeps what is above.
-    below = np.float32(threshold)
-    if float(below) >= threshold:
-        below = np.nextafter(below, np.float32(-1))
-    return Fused.uniform(_fuse, (*ends, divergence), (float(below),))
+    # The least float32 that is not below the threshold.
+    least = np.float32(threshold)
+    if least < threshold:
+        least = np.nextafter(least, np.float32(np.inf))
+    return Fused.uniform(_fuse, (*ends, divergence), (float(least),))
 
 
 def _divergences(operands: Operands) -> Tensor:
@@ -52,17 +53,11 @@ def _divergences(operands: Operands) -> Tensor:
     return torch.cat(found)
 
 
-def _importance(delta: Tensor, divergence: Tensor) -> Tensor:
-    return delta.abs().mul_(divergence)
-
-
 def _threshold(operands: Operands, divergence: SourceTensor) -> float:
     """Returns the median plus 1.5 times the interquartile range of the importances, exactly."""
-
-    def read(start: int, stop: int) -> Tensor:
-        return _importance(operands.delta(0, start, stop), divergence.piece(start, stop))
-
-    order = Magnitudes(read, operands.numel)
+    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+    importance = Fused.uniform(_importance, (operands.base, operands.tensors[0], divergence), ())
+    order = Magnitudes(importance.values, operands.numel)
 
     def quantile(share: float) -> float:
         return order.threshold(operands.numel - int(share * (operands.numel - 1))).magnitude
@@ -70,12 +65,17 @@ def _threshold(operands: Operands, divergence: SourceTensor) -> float:
     return quantile(0.5) + 1.5 * (quantile(0.75) - quantile(0.25))
 
 
-def _fuse(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-    """The kernel of B + d where |d| times the divergence exceeds the number, B elsewhere."""
+def _importance(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
+    """The kernel of |d| times the divergence."""
     base, tensor, divergence = blocks
-    delta = tensor - base
-    taken = _importance(delta, divergence).hardshrink(numbers[0]).sign_()
-    return delta.mul_(taken).add_(base)
+    # Not a number has a sign too.
+    return abs((tensor - base) * divergence)
+
+
+def _fuse(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
+    """The kernel of B + d where the importance is at least the number, B elsewhere."""
+    base, tensor, _ = blocks
+    return base + (tensor - base) * (_importance(blocks, ()) >= numbers[0])
 
 
 ARCEE_FUSION = MergeMethod(

@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.fused import Fused, SourceTensor, combination
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element
 from evomerge.methods.method import Parameter, Parameters
 
 WEIGHT = Parameter("weight", "What the task's part is multiplied by.", per_model=True, default=1.0, start=1.0)
@@ -89,9 +90,7 @@ def right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[:count], vectors.flip(1)[:, :count]
 
 
-def added(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def added(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     """The kernel of the first block plus the weighted sum of the others."""
-    total = blocks[1] * numbers[0]
-    for block, number in zip(blocks[2:], numbers[1:], strict=True):
-        total.add_(block * number)
-    return total.add_(blocks[0])
+    base, *matrices = blocks
+    return base + combination(matrices, numbers)

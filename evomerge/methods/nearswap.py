@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from evomerge.kernels.fused import Fused, combination
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element, maximum
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # Elements nearer than this are taken to be this far apart.
@@ -22,12 +21,13 @@ def _nearswap(operands: Operands, parameters: Parameters) -> Fused:
     return Fused.uniform(near, ends, (t,)) if t > 0 else Fused.uniform(combination, ends, (1.0, 0.0))
 
 
-def near(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def near(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     """The kernel of w b + (1 - w) a, w = min(1, t / max(|a - b|, 1e-6))."""
     (base, other), (t,) = blocks, numbers
     step = other - base
-    left = step.abs().clamp_(min=_NEAREST).reciprocal_().mul_(-t).add_(1).relu_()
-    return other - step.mul_(left)
+    # 1 - w = max(0, 1 - t / max(|a - b|, 1e-6))
+    left = maximum(1 - t * (1 / maximum(abs(step), _NEAREST)), 0)
+    return other - step * left
 
 
 NEARSWAP = MergeMethod(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from evomerge.kernels.fused import Fused
+from evomerge.kernels.fused import Fused, combination
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element, hardshrink, maximum, total
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 _EPSILON = Parameter(
@@ -33,21 +33,21 @@ def _ramplus(operands: Operands, parameters: Parameters) -> Fused:
     return Fused.uniform(active_mean, (operands.base, *operands.tensors), (epsilon, *extra))
 
 
-def _counts(operands: Operands, epsilon: float) -> list[tuple[float, float]]:
+def _counts(operands: Operands, epsilon: float) -> list[tuple[int, int]]:
     """Returns, for each model, how many elements it changed and others too, and how many it changed alone."""
     models = range(len(operands.tensors))
-    both, alone = [0.0 for _ in models], [0.0 for _ in models]
+    both, alone = [0 for _ in models], [0 for _ in models]
     for start, stop in operands.pieces():
-        changed = [operands.delta(i, start, stop).hardshrink(epsilon).sign_().abs_() for i in models]
-        by_one = torch.stack(changed).sum(dim=0).neg_().add_(2).clamp_(0, 1)
+        changed = [operands.distance(i, start, stop) > epsilon for i in models]
+        by_one = torch.stack(changed).sum(dim=0) == 1
         for i in models:
-            unique = float((changed[i] * by_one).sum(dtype=torch.float64))
-            both[i] += float(changed[i].sum(dtype=torch.float64)) - unique
+            unique = int((changed[i] & by_one).sum())
+            both[i] += int(changed[i].sum()) - unique
             alone[i] += unique
     return list(zip(both, alone, strict=True))
 
 
-def active_mean(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def active_mean(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     """The kernel of the base plus the mean of the task vectors that are active at an element.
 
     Args:
@@ -55,23 +55,14 @@ def active_mean(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
         numbers: epsilon, above which a magnitude is active; and by how much of itself each model's task vector is
             stretched where it alone is active, if any is.
     """
-    base, *tensors = blocks
-    epsilon, *extra = numbers
-    deltas = [(tensor - base).hardshrink(epsilon) for tensor in tensors]
-    count = deltas[0].sign().abs_()
-    for delta in deltas[1:]:
-        count.add_(delta.sign().abs_())
-    total = deltas[0].clone()
-    for delta in deltas[1:]:
-        total.add_(delta)
-    total.div_(count.clamp(min=1))
+    (base, *tensors), (epsilon, *extra) = blocks, numbers
+    deltas = [tensor - base for tensor in tensors]
+    active = [hardshrink(delta, epsilon) for delta in deltas]
+    count = total(abs(delta) > epsilon for delta in deltas)
+    merged = total(active) / maximum(count, 1)
     if extra:
-        stretched = deltas[0].mul_(extra[0])
-        for delta, number in zip(deltas[1:], extra[1:], strict=True):
-            stretched.add_(delta.mul_(number))
-        # Counts are whole: 1 where one model is active or none, and none adds nothing.
-        total.add_(stretched.mul_(count.neg_().add_(2).clamp_(0, 1)))
-    return total.add_(base)
+        merged += combination(active, extra) * (count == 1)
+    return base + merged
 
 
 RAM = MergeMethod(

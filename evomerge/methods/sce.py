@@ -7,12 +7,13 @@ from functools import partial
 
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.fused import Fused, SourceTensor, combination
 from evomerge.kernels.magnitudes import Magnitudes
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element, maximum
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 from evomerge.methods.sparsifiers import Spans
-from evomerge.methods.task_arithmetic import added_up, elected_sign
+from evomerge.methods.task_arithmetic import elected_sign
 
 # Where the mean squares of all task vectors sum to less, models count alike.
 _NO_SQUARES = 1e-6
@@ -27,17 +28,20 @@ def _sce(operands: Operands, parameters: Parameters) -> Fused:
     if topk >= 1 or operands.numel == 0:
         squares = operands.gram().diagonal().tolist()
         return Fused.uniform(_erase, inputs, _weights(squares, operands.numel))
-    count = int(topk * operands.once("differing", lambda: _differing(operands)))
+    # A search keeps the variances.
+    variance = operands.derived("variance", partial(_variance, operands))
+    count = int(
+        topk * operands.once("differing", lambda: int(operands.total(Fused.uniform(_differing, (variance,), ()))))
+    )
     if count == 0:
         # Nothing is selected; times zero, so that what is not a number stays so.
         return operands.weighted([0.0] * len(models))
-    variance = _variance_source(operands)
     threshold = operands.once("variances", lambda: _order(operands, variance)).threshold(count)
     stops = sorted({operands.numel, threshold.position})
-    cuts = [(stop, threshold.dropped_up_to(stop)) for stop in stops]
-    weights = _weights([_selected_square(operands, i, variance, cuts) for i in models], operands.numel)
-    spans: Spans = tuple((stop, (*weights, cut)) for stop, cut in cuts)
-    return Fused(_select_and_erase, (*inputs, variance), spans)
+    cuts: Spans = tuple((stop, (threshold.dropped_up_to(stop),)) for stop in stops)
+    squares = [Fused(_selected_square, (operands.base, tensor, variance), cuts) for tensor in operands.tensors]
+    weights = _weights([operands.total(square) for square in squares], operands.numel)
+    return Fused(_select_and_erase, (*inputs, variance), tuple((stop, (*weights, *cut)) for stop, cut in cuts))
 
 
 def _weights(squares: Sequence[float], numel: int) -> list[float]:
@@ -56,9 +60,16 @@ def _variance(operands: Operands, start: int, stop: int) -> Tensor:
     return (sum(squares[1:], start=squares[0]) / len(deltas)).float()
 
 
-def _variance_source(operands: Operands) -> SourceTensor:
-    """Returns the variances as a source; a search keeps them."""
-    return operands.derived("variance", partial(_variance, operands))
+def _selected_square(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
+    """The kernel of d^2 where the variance exceeds the number, 0 elsewhere."""
+    base, tensor, variance = blocks
+    delta = tensor - base
+    return delta * delta * (variance > numbers[0])
+
+
+def _differing(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
+    """The kernel of 1 where the variance is not zero, else 0."""
+    return blocks[0] > 0
 
 
 def _order(operands: Operands, variance: SourceTensor) -> Magnitudes:
@@ -66,49 +77,24 @@ def _order(operands: Operands, variance: SourceTensor) -> Magnitudes:
     return Magnitudes(lambda a, b: variance.piece(a, b).abs(), operands.numel, kept=operands.kept)
 
 
-def _differing(operands: Operands) -> int:
-    return int(operands.total(lambda start, stop: _variance(operands, start, stop).sign_()))
-
-
-def _selected_square(
-    operands: Operands, source: int, variance: SourceTensor, cuts: Sequence[tuple[int, float]]
-) -> float:
-    """Returns the sum of the squares of the elements of a task vector that are selected."""
-    total, start = 0.0, 0
-    for stop, cut in cuts:
-
-        def square(first: int, end: int, cut: float = cut) -> Tensor:
-            return operands.delta(source, first, end).square_().mul_(_selected(variance.piece(first, end), cut))
-
-        total += operands.total(square, start, stop)
-        start = stop
-    return total
-
-
-def _selected(variance: Tensor, cut: float) -> Tensor:
-    """Returns 1 where a variance exceeds `cut`, else 0."""
-    return variance.hardshrink(cut).sign_()
-
-
-def _erase(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def _erase(blocks: Sequence[Element], weights: Sequence[Element]) -> Element:
     """The kernel of B + sum of w_i d_i over sum of w_i, over those that have the sign of the sum of d_i."""
     base, *tensors = blocks
-    return _erased(base, tensors, numbers).add_(base)
+    return base + _erased(base, tensors, weights)
 
 
-def _select_and_erase(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def _select_and_erase(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     """The kernel with a selection: the last block has the variances, the last number what they must exceed."""
-    base, *tensors, variance = blocks
-    return _erased(base, tensors, numbers[:-1]).mul_(_selected(variance, numbers[-1])).add_(base)
+    (base, *tensors, variance), (*weights, cut) = blocks, numbers
+    return base + _erased(base, tensors, weights) * (variance > cut)
 
 
-def _erased(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _erased(base: Element, tensors: Sequence[Element], weights: Sequence[Element]) -> Element:
     deltas = [tensor - base for tensor in tensors]
     sign = elected_sign(deltas)
-    agreeing = [delta.mul_(sign).relu_() for delta in deltas]
-    mixed = added_up([part * weight for part, weight in zip(agreeing, weights, strict=True)])
-    divisor = added_up([part.sign_().mul_(weight) for part, weight in zip(agreeing, weights, strict=True)])
-    return mixed.div_(divisor.clamp_(min=_LEAST_WEIGHT)).mul_(sign)
+    agrees = [delta * sign > 0 for delta in deltas]
+    kept = [delta * own for delta, own in zip(deltas, agrees, strict=True)]
+    return combination(kept, weights) / maximum(combination(agrees, weights), _LEAST_WEIGHT)
 
 
 SCE = MergeMethod(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from evomerge.kernels.fused import Fused, combination
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # A vector this short has no direction; it is used as it is, so its cosine with anything is about zero.
@@ -39,10 +38,10 @@ def _divisor(square: float) -> float:
     return 1.0 if norm <= _NO_DIRECTION else norm
 
 
-def line(blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+def line(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     """The kernel of start + t (end - start)."""
-    start, end = blocks
-    return (end - start).mul_(numbers[0]).add_(start)
+    (start, end), (t,) = blocks, numbers
+    return start + t * (end - start)
 
 
 SLERP = MergeMethod(

@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.kernels.fused import SourceTensor
+from evomerge.kernels.fused import Fused, SourceTensor
 from evomerge.kernels.magnitudes import Threshold
 from evomerge.kernels.noise import FIRST, LEVELS, as_numbers, cut, number_of
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element, hardshrink
 from evomerge.methods.method import Parameter, Value
 
 Spans = tuple[tuple[int, tuple[float, ...]], ...]
 """(element past the last, numbers that hold up to there), ascending."""
 
-Thin = Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]
+Thin = Callable[[Element, Sequence[Element], Sequence[Element]], Element]
 """See `Thinned.thin`."""
 
 # Rows are ranked in groups of about so many elements, so that memory is not bounded by the tensor.
@@ -40,8 +41,7 @@ class Thinned:
     Attributes:
         inputs: what is read beside the task vector.
         spans: the numbers that `thin` takes after the task vector, by the place in the tensor.
-        thin: (elements of the task vector, blocks of `inputs`, numbers) to the elements with zeros for those that
-            are dropped; it may change the first, which is the caller's own.
+        thin: (element of the task vector, of each of `inputs`, numbers) to the element, or zero where it is dropped.
         norm: gives the sum of the magnitudes that are kept.
     """
 
@@ -83,18 +83,20 @@ EPSILON = Parameter(
 """Half the difference between the chances of a row's smallest and largest element."""
 
 
-def _drop_small(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-    return delta.hardshrink(numbers[0])
+def _trim(delta: Element, _: Sequence[Element], numbers: Sequence[Element]) -> Element:
+    (least,) = numbers
+    return hardshrink(delta, least)
 
 
-def _drop_small_and_large(delta: Tensor, _: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-    # Exact: where both keep an element its difference is zero, and where one does it is the element.
-    return delta.hardshrink(numbers[0]).sub_(delta.hardshrink(numbers[1]))
+def _trim_outliers(delta: Element, _: Sequence[Element], numbers: Sequence[Element]) -> Element:
+    least, most = numbers
+    # What exceeds the one without what exceeds the other too; exact.
+    return hardshrink(delta, least) - hardshrink(delta, most)
 
 
-def _drop_at_random(delta: Tensor, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-    # 1 where the random number lies below the cut, else 0: comparisons are slow on some processors.
-    return delta.mul_((numbers[0] - blocks[0]).sign_().relu_())
+def _drop_at_random(delta: Element, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
+    (noise,), (cut,) = blocks, numbers
+    return delta * (noise < cut)
 
 
 def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:
@@ -106,25 +108,28 @@ def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:
     return tuple((stop, tuple(threshold.dropped_up_to(stop) for threshold in thresholds)) for stop in stops)
 
 
-def _norm_of(operands: Operands, source: int, thinned: Thinned) -> float:
-    """Returns the sum of the magnitudes that are kept, by looking at all of them; nothing random."""
-    total, start = 0.0, 0
-    for stop, numbers in thinned.spans:
+@dataclass(frozen=True)
+class _Kept:
+    """The kernel of the magnitudes that are kept."""
 
-        def kept(first: int, end: int, numbers: tuple[float, ...] = numbers) -> Tensor:
-            return thinned.thin(operands.delta(source, first, end), (), numbers).abs_()
+    thin: Thin
 
-        total += operands.total(kept, start, stop)
-        start = stop
-    return total
+    def __call__(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
+        tensor, base = blocks
+        return abs(self.thin(tensor - base, (), numbers))
+
+
+def _trimmed(operands: Operands, source: int, spans: Spans, thin: Thin) -> Thinned:
+    """Returns what is kept where nothing is random: its norm is a sum over all elements."""
+    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
+    magnitudes = Fused(_Kept(thin), (operands.tensors[source], operands.base), spans)
+    return Thinned((), spans, thin, lambda: operands.total(magnitudes))
 
 
 def _by_magnitude(operands: Operands, source: int, values: Mapping[str, Value], _seed: int) -> Thinned:
     # At least one is kept, however short the tensor.
     count = max(1, int(values["density"] * operands.numel))
-    spans = _largest(operands, source, (count,))
-    thinned = Thinned((), spans, _drop_small, lambda: _norm_of(operands, source, thinned))
-    return thinned
+    return _trimmed(operands, source, _largest(operands, source, (count,)), _trim)
 
 
 def _without_outliers(operands: Operands, source: int, values: Mapping[str, Value], _seed: int) -> Thinned:
@@ -134,8 +139,7 @@ def _without_outliers(operands: Operands, source: int, values: Mapping[str, Valu
         spans: Spans = ((operands.numel, (math.inf, math.inf)),)
     else:
         spans = _largest(operands, source, (kept + top, top))
-    thinned = Thinned((), spans, _drop_small_and_large, lambda: _norm_of(operands, source, thinned))
-    return thinned
+    return _trimmed(operands, source, spans, _trim_outliers)
 
 
 def _at_random(operands: Operands, source: int, values: Mapping[str, Value], seed: int) -> Thinned:

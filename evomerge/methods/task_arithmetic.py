@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
-
-from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.fused import Fused, SourceTensor, combination
 from evomerge.kernels.operands import Operands
+from evomerge.kernels.trace import Element, total
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Spans, Sparsifier, Thin
 
@@ -22,8 +21,6 @@ from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Sp
 _NO_NORM = 1e-7
 # Under this magnitude the weights are taken to cancel, and the sum is not divided by theirs.
 _NO_WEIGHT = 1e-8
-# The smallest number above zero in float32 that no processor may take for zero.
-_SMALLEST = 1.1754943508222875e-38
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,8 @@ class _Composition:
         last: tuple[float, ...] = (scale,)
         kernel = _Sum(forms)
         if self.consensus:
-            weights = [part.weight for part in parts] if normalize else []
-            kernel = _ElectedSum(forms, normalize, all(weight > 0 for weight in weights))
-            last = (*weights, min(weights, default=1.0), scale)
+            kernel = _ElectedSum(forms, normalize)
+            last = (*(part.weight for part in parts if normalize), scale)
         inputs = (operands.base, *(source for part in parts for source in part.inputs))
         return Fused(kernel, inputs, _merged_spans(operands.numel, parts, last))
 
@@ -122,26 +118,24 @@ class _Sum:
 
     forms: tuple[_Form, ...]
 
-    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
+    def __call__(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
         base, scale = blocks[0], numbers[-1]
         deltas = self.deltas(blocks, numbers)
-        if not deltas:
-            return base
         # Ilharco et al., §2: theta = theta_pre + lambda tau
-        return _scaled(added_up(deltas), scale).add_(base)
+        return base + scale * total(deltas) if deltas else base
 
-    def deltas(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
+    def deltas(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> list[Element]:
         """Returns each model's w_i d_i, thinned out and rescaled."""
-        base, place, number = blocks[0], 1, 0
+        base, block, number = blocks[0], 1, 0
         found = []
         for form in self.forms:
             # Ilharco et al., §2: tau_i = theta_i - theta_pre
-            delta = blocks[place] - base
+            delta = blocks[block] - base
             factor, own = numbers[number], numbers[number + 1 : number + 1 + form.numbers]
             if form.thin is not None:
-                delta = form.thin(delta, blocks[place + 1 : place + form.blocks], own)
-            found.append(_scaled(delta, factor))
-            place += form.blocks
+                delta = form.thin(delta, blocks[block + 1 : block + form.blocks], own)
+            found.append(factor * delta)
+            block += form.blocks
             number += 1 + form.numbers
         return found
 
@@ -151,58 +145,33 @@ class _ElectedSum(_Sum):
     """The kernel with a sign elected for each element.
 
     Yadav et al., §4: the sign of an element is that of the sum of w_i d_i, + where that is zero (Elect); only the
-    entries that have it count (Disjoint merge). Comparisons are slow on some processors, so signs are multiplied.
-
-    The numbers end with the w_i, where the sum is divided, the least of them, and lambda.
+    entries that have it count (Disjoint merge). The numbers end with the w_i, where the sum is divided, and lambda.
 
     Attributes:
         divided: whether the sum is divided by the w_i of those that count.
-        positive: whether all w_i are above zero.
     """
 
     divided: bool
-    positive: bool
 
-    def __call__(self, blocks: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
-        base, least, scale = blocks[0], numbers[-2], numbers[-1]
+    def __call__(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
+        base, scale = blocks[0], numbers[-1]
         deltas = self.deltas(blocks, numbers)
         if not deltas:
             return base
         sign = elected_sign(deltas)
-        agreeing = [delta.mul_(sign).relu_() for delta in deltas]
-        if not self.divided:
-            return _scaled(added_up(agreeing).mul_(sign), scale).add_(base)
-        weights = numbers[-2 - len(deltas) : -2]
-        divisor = added_up([_scaled(part.sign(), weight) for part, weight in zip(agreeing, weights, strict=True)])
-        if self.positive:
-            # Zero where nothing is kept, and there only: then the sum is zero, whatever it is divided by.
-            divisor.clamp_(min=least)
-        else:
-            # 1 where it is zero, as it is elsewhere.
-            divisor.add_(divisor.sign().abs_().neg_().add_(1))
-        return _scaled(added_up(agreeing).div_(divisor).mul_(sign), scale).add_(base)
+        agrees = [delta * sign > 0 for delta in deltas]
+        merged = total(delta * own for delta, own in zip(deltas, agrees, strict=True))
+        if self.divided:
+            divisor = combination(agrees, numbers[-1 - len(deltas) : -1])
+            # Where nothing counts, or the weights of what does cancel, by 1.
+            merged /= divisor + (divisor == 0)
+        return base + scale * merged
 
 
-def added_up(parts: Sequence[Tensor]) -> Tensor:
-    """Returns the sum of tensors, in the place of the first."""
-    total = parts[0]
-    for part in parts[1:]:
-        total.add_(part)
-    return total
-
-
-def elected_sign(deltas: Sequence[Tensor]) -> Tensor:
-    """Returns the sign of the sum at each element, + where that is zero."""
-    # Elect: gamma = sgn(sum_i w_i d_i); the smallest number above zero makes the sign of zero +.
-    sign = deltas[0].clone()
-    for delta in deltas[1:]:
-        sign.add_(delta)
-    return sign.add_(_SMALLEST).sign_()
-
-
-def _scaled(tensor: Tensor, factor: float) -> Tensor:
-    """Multiplies in place, where that changes anything."""
-    return tensor if isinstance(factor, float) and factor == 1 else tensor.mul_(factor)
+def elected_sign(deltas: Sequence[Element]) -> Element:
+    """Returns the sign of the sum, + where that is zero: 2 [sum >= 0] - 1."""
+    # Yadav et al., §4 (Elect): gamma = sgn(sum_i w_i d_i)
+    return 2 * (total(deltas) >= 0) - 1
 
 
 def _member(

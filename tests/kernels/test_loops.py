@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.kernels import SourceTensor
+from evomerge.kernels import SourceTensor, eager
 from evomerge.kernels.fused import PIECE, Fused, combination
 from evomerge.kernels.loops import loop
+from evomerge.kernels.trace import hardshrink, maximum, minimum, trace, where
 from evomerge.methods import METHODS
 
 from ..methods.inputs import draw, same_bits, tensors_of
@@ -20,32 +21,46 @@ pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 1e-45, -1e-45, 1.1754944e-38, 3e38, -3e38, math.inf, -math.inf, math.nan)
 
+
+def twice(x, y):
+    """Something that needs one of its steps after others."""
+    return (x * y - x) / (y + x)
+
+
 OPERATIONS = {
-    "+": lambda blocks, numbers: blocks[0] + blocks[1],
-    "+ in place": lambda blocks, numbers: blocks[0].clone().add_(blocks[1]),
-    "-": lambda blocks, numbers: blocks[0] - blocks[1],
-    "- in place": lambda blocks, numbers: blocks[0].clone().sub_(blocks[1]),
-    "*": lambda blocks, numbers: blocks[0] * blocks[1],
-    "* a number": lambda blocks, numbers: blocks[0].mul(numbers[0]),
-    "* a constant": lambda blocks, numbers: blocks[0] * 0.1,
-    "/": lambda blocks, numbers: blocks[0].div(blocks[1]),
-    "1 -": lambda blocks, numbers: 1 - blocks[0],
-    "+ 3": lambda blocks, numbers: 3 + blocks[0],
-    "negative": lambda blocks, numbers: -blocks[0],
-    "neg": lambda blocks, numbers: blocks[0].clone().neg_(),
-    "abs": lambda blocks, numbers: blocks[0].abs(),
-    "sign": lambda blocks, numbers: blocks[0].sign(),
-    "relu": lambda blocks, numbers: blocks[0].relu(),
-    "reciprocal": lambda blocks, numbers: blocks[0].reciprocal(),
-    "hardshrink": lambda blocks, numbers: blocks[0].hardshrink(numbers[0]),
-    "hardshrink by less than nothing": lambda blocks, numbers: blocks[0].hardshrink(-numbers[0]),
-    "clamp from below": lambda blocks, numbers: blocks[0].clamp(min=0.25),
-    "clamp by a number": lambda blocks, numbers: blocks[0].clamp(min=numbers[0]),
-    "clamp": lambda blocks, numbers: blocks[0].clamp(0, 1),
-    "one of the blocks": lambda blocks, numbers: blocks[1],
-    "a clone left as it was": lambda blocks, numbers: [blocks[0].clone().add_(1), blocks[0]][1],
-    "multiply, then add": lambda blocks, numbers: (blocks[0] * blocks[1]).add_(blocks[0]),
+    "+": (lambda x, y, n: x + y, lambda x, y, n: x + y),
+    "3 +": (lambda x, y, n: 3 + x, lambda x, y, n: x + 3),
+    "-": (lambda x, y, n: x - y, lambda x, y, n: x - y),
+    "1 -": (lambda x, y, n: 1 - x, lambda x, y, n: 1 - x),
+    "*": (lambda x, y, n: x * y, lambda x, y, n: x * y),
+    "* a number": (lambda x, y, n: n * x, lambda x, y, n: x.mul(n)),
+    "* a constant": (lambda x, y, n: x * 0.1, lambda x, y, n: x * 0.1),
+    "/": (lambda x, y, n: x / y, lambda x, y, n: x / y),
+    "1 /": (lambda x, y, n: 1 / x, lambda x, y, n: x.reciprocal()),
+    "negative": (lambda x, y, n: -x, lambda x, y, n: -x),
+    "abs": (lambda x, y, n: abs(x), lambda x, y, n: x.abs()),
+    "<": (lambda x, y, n: x < y, lambda x, y, n: (x < y).float()),
+    "<=": (lambda x, y, n: x <= y, lambda x, y, n: (x <= y).float()),
+    ">": (lambda x, y, n: x > y, lambda x, y, n: (x > y).float()),
+    ">=": (lambda x, y, n: x >= y, lambda x, y, n: (x >= y).float()),
+    "==": (lambda x, y, n: x == y, lambda x, y, n: (x == y).float()),
+    "!=": (lambda x, y, n: x != y, lambda x, y, n: (x != y).float()),
+    "< a number": (lambda x, y, n: x < n, lambda x, y, n: (x < n).float()),
+    "a constant <=": (lambda x, y, n: 0.5 <= x, lambda x, y, n: (x >= 0.5).float()),  # noqa: SIM300
+    "maximum": (lambda x, y, n: maximum(x, y), lambda x, y, n: x.maximum(y)),
+    "minimum": (lambda x, y, n: minimum(x, y), lambda x, y, n: x.minimum(y)),
+    "clip": (lambda x, y, n: minimum(maximum(x, 0.5), 1), lambda x, y, n: x.clamp(0.5, 1)),
+    "hardshrink": (lambda x, y, n: hardshrink(x, n), lambda x, y, n: x.hardshrink(n)),
+    "hardshrink by less than 0": (lambda x, y, n: hardshrink(x, -abs(n)), lambda x, y, n: x.hardshrink(-abs(n))),
+    "where": (lambda x, y, n: where(x < y, x, n), lambda x, y, n: torch.where(x < y, x, torch.tensor(n))),
+    "where of numbers": (lambda x, y, n: where(x != 0, y, -1), lambda x, y, n: torch.where(x != 0, y, -torch.ones(()))),
+    "count": (lambda x, y, n: (x > 0) + (y > 0) + 1, lambda x, y, n: (x > 0) * 1.0 + (y > 0) * 1.0 + 1),
+    "one of the blocks": (lambda x, y, n: y, lambda x, y, n: y),
+    "used twice": (lambda x, y, n: twice(x + 1, y), lambda x, y, n: twice(x + 1, y)),
+    "numbers alone": (lambda x, y, n: x + (n + n), lambda x, y, n: x + (n + n)),
+    "multiply, then add": (lambda x, y, n: x * y + x, lambda x, y, n: (x * y).add_(x)),
 }
+"""What a kernel says of two elements and a number, and what torch is told to do for it."""
 
 
 def pairs() -> list[torch.Tensor]:
@@ -66,16 +81,31 @@ def run(kernel, blocks, numbers, rounded=torch.float32, stored=None):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_gives_the_bits_that_torch_gives(name):
+@pytest.mark.parametrize("way", ["compiled", "by torch"])
+def test_an_operation_gives_the_bits_that_torch_gives(name, way):
     blocks = pairs()
-    kernel = OPERATIONS[name]
+    before = [block.clone() for block in blocks]
+    said, meant = OPERATIONS[name]
+
+    def kernel(elements, numbers):
+        return said(*elements, *numbers)
+
     for number in (0.3, 0.0, math.inf):
-        expected = kernel([block.clone() for block in blocks], [number])
-        found, _ = run(kernel, blocks, [number])
+        expected = meant(*before, number)
+        if way == "compiled":
+            found, _ = run(kernel, blocks, [number])
+        else:
+            found = eager.run(trace(kernel, 2, 1), blocks, [number])
         # Which of its many bits NaN has is nobody's to say.
         clear = ~expected.isnan()
         assert torch.equal(found.isnan(), ~clear)
         assert torch.equal(found[clear].view(torch.int32), expected[clear].view(torch.int32))
+    assert all(same_bits(block, old) for block, old in zip(blocks, before, strict=True) if not old.isnan().any())
+
+
+def test_what_a_kernel_does_cannot_depend_on_values():
+    with pytest.raises(TypeError, match="cannot depend on the value of an element; use where"):
+        trace(lambda blocks, numbers: blocks[0] if blocks[0] > 0 else blocks[1], 2, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -241,3 +241,11 @@ def test_nothing_is_written_into_what_is_merged(name):
             found.merge(start, stop, result[start:stop])
     assert torch.equal(first, second)
     assert all(torch.equal(now, then) for now, then in zip((base, *tensors), before, strict=True))
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.0, 0.5), (1e-40, 0.5), (-1e-40, -0.5)])
+def test_ties_elects_the_sign_of_the_smallest_sum(last, expected):
+    """Two votes that cancel, and a third that is next to nothing."""
+    tensors, base = [torch.tensor([number]) for number in (0.5, -0.5, last)], torch.zeros(1)
+    parameters = method("ties").complete({"normalize": False}, [{"weight": 1.0}] * 3)
+    assert method("ties").merged(tensors, base, parameters).item() == pytest.approx(expected)

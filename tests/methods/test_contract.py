@@ -144,10 +144,12 @@ def test_the_global_generator_is_neither_read_nor_moved(method_):
 
 
 @every_method
-def test_not_a_number_is_not_hidden(method_):
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_not_hidden(method_, number):
     arguments = defaults(method_, (5, 7))
-    arguments.tensors[0][2, 3] = math.nan
-    assert arguments.merge(method_)[2, 3].isnan()
+    arguments.tensors[0][2, 3] = number
+    assert not arguments.merge(method_)[2, 3].isfinite()
 
 
 @every_method
