@@ -123,6 +123,8 @@ def _leaves(value: Value, location: Location, in_list: bool = False) -> Iterator
 
 def _leaf_fault(leaf: Number | Hole, parameter: Parameter, in_list: bool) -> str | None:
     """Returns what is wrong with one number or hole, or None."""
+    if in_list and parameter.kind == "int":
+        return f"{parameter.name} is {parameter.expected}, which cannot change with depth; give one value"
     if not isinstance(leaf, Hole):
         return parameter.fault(leaf)
     low, high = leaf.search

@@ -9,7 +9,7 @@ from evomerge.build.parameters import Levels, parameter_faults
 from evomerge.build.side_files import chat_template_faults
 from evomerge.document import Location, suggestion
 from evomerge.errors import RecipeError
-from evomerge.methods import METHODS, MergeMethod, method
+from evomerge.methods import METHODS, MergeMethod
 from evomerge.recipe import Recipe, Value
 
 
@@ -56,7 +56,7 @@ def checked_method(recipe: Recipe) -> MergeMethod:
         near = suggestion(recipe.merge_method, METHODS)
         message = f'there is no method "{recipe.merge_method}"{near}'
         raise RecipeError([recipe.fault(("merge_method",), message)])
-    chosen = method(recipe.merge_method)
+    chosen = METHODS[recipe.merge_method]
     faults = [*parameter_faults(recipe, chosen), *chat_template_faults(recipe)]
     for part in parts_of(recipe, chosen, depth=0):
         if part.base is None and chosen.base in ("required", "endpoint"):

@@ -24,6 +24,10 @@ class Step(NamedTuple):
     value: float = 0
 
 
+def _operator(operation: str, *, swapped: bool = False) -> Callable[[Element, Element | float], Element]:
+    return lambda self, other: _step(operation, other, self) if swapped else _step(operation, self, other)
+
+
 class Element:
     """What a kernel computes with: a float32 number of each element, whose computation is written down as a step.
 
@@ -36,53 +40,19 @@ class Element:
         self.index = len(steps)
         steps.append(step)
 
-    def __add__(self, other: Element | float) -> Element:
-        return _step("+", self, other)
-
-    def __radd__(self, other: float) -> Element:
-        return _step("+", other, self)
-
-    def __sub__(self, other: Element | float) -> Element:
-        return _step("-", self, other)
-
-    def __rsub__(self, other: float) -> Element:
-        return _step("-", other, self)
-
-    def __mul__(self, other: Element | float) -> Element:
-        return _step("*", self, other)
-
-    def __rmul__(self, other: float) -> Element:
-        return _step("*", other, self)
-
-    def __truediv__(self, other: Element | float) -> Element:
-        return _step("/", self, other)
-
-    def __rtruediv__(self, other: float) -> Element:
-        return _step("/", other, self)
+    __add__, __radd__ = _operator("+"), _operator("+", swapped=True)
+    __sub__, __rsub__ = _operator("-"), _operator("-", swapped=True)
+    __mul__, __rmul__ = _operator("*"), _operator("*", swapped=True)
+    __truediv__, __rtruediv__ = _operator("/"), _operator("/", swapped=True)
+    __lt__, __gt__ = _operator("<"), _operator("<", swapped=True)
+    __le__, __ge__ = _operator("<="), _operator("<=", swapped=True)
+    __eq__, __ne__ = _operator("=="), _operator("!=")  # type: ignore[assignment]
 
     def __neg__(self) -> Element:
         return _step("negative", self)
 
     def __abs__(self) -> Element:
         return _step("abs", self)
-
-    def __lt__(self, other: Element | float) -> Element:
-        return _step("<", self, other)
-
-    def __le__(self, other: Element | float) -> Element:
-        return _step("<=", self, other)
-
-    def __gt__(self, other: Element | float) -> Element:
-        return _step("<", other, self)
-
-    def __ge__(self, other: Element | float) -> Element:
-        return _step("<=", other, self)
-
-    def __eq__(self, other: Element | float) -> Element:  # type: ignore[override]
-        return _step("==", self, other)
-
-    def __ne__(self, other: Element | float) -> Element:  # type: ignore[override]
-        return _step("!=", self, other)
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -6,11 +6,9 @@ what every method keeps to, follow from its declaration.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from evomerge.errors import MergeError
 from evomerge.methods.arcee_fusion import ARCEE_FUSION
 from evomerge.methods.iso_c import ISO_C
 from evomerge.methods.karcher import KARCHER
@@ -44,7 +42,6 @@ __all__ = [
     "Parameter",
     "Parameters",
     "Value",
-    "method",
 ]
 
 METHODS: Mapping[str, MergeMethod] = MappingProxyType(
@@ -84,16 +81,3 @@ KNOWN_PARAMETERS: frozenset[str] = frozenset(
     {"int8_mask"} | {parameter.name for known in METHODS.values() for parameter in known.parameters}
 )
 """Every parameter's name that a recipe may hold, whatever its method."""
-
-
-def method(name: str) -> MergeMethod:
-    """Returns the merge method that recipes call `name`.
-
-    Raises:
-        MergeError: there is none; the text has the nearest names.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(METHODS)}"
-    raise MergeError(f"merge_method {name!r} is not known; {hint}")

@@ -14,17 +14,27 @@ _NO_WEIGHT = 1e-8
 
 
 def _linear(operands: Operands, parameters: Parameters) -> Fused:
-    weights = [float(own["weight"]) for own in parameters.models]
-    if parameters.shared["normalize"]:
-        total = math.fsum(weights)
-        if abs(total) < _NO_WEIGHT:
-            raise MergeError(
-                f"linear: the weights {weights} sum to zero, so they cannot be normalized; "
-                f"expected a sum other than zero, change a weight or set normalize to false"
-            )
-        weights = [weight / total for weight in weights]
+    weights = shares(parameters, "linear", "normalize")
     # Wortsman et al., §2: theta = sum_i w_i theta_i / sum_i w_i
     return Fused.uniform(combination, operands.tensors, weights)
+
+
+def shares(parameters: Parameters, method: str, flag: str) -> list[float]:
+    """Returns the weights, divided by their sum where `flag` says so.
+
+    Raises:
+        MergeError: they are to be divided, and cancel.
+    """
+    weights = [float(own["weight"]) for own in parameters.models]
+    if not parameters.shared[flag]:
+        return weights
+    total = math.fsum(weights)
+    if abs(total) < _NO_WEIGHT:
+        raise MergeError(
+            f"{method}: the weights {weights} sum to zero, so they cannot be normalized; "
+            f"expected a sum other than zero, change a weight or set {flag} to false"
+        )
+    return [weight / total for weight in weights]
 
 
 LINEAR = MergeMethod(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.kernels.fused import Fused, SourceTensor
+from evomerge.kernels.fused import Fused
 from evomerge.kernels.operands import Operands
 
 Value = float | bool
@@ -73,7 +72,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The values for one tensor, complete: `MergeMethod.complete` fills the defaults in.
+    """The values for one tensor, complete: defaults are filled in.
 
     Attributes:
         shared: the values for the merge, by name.
@@ -85,8 +84,7 @@ class Parameters:
 
 
 Merge = Callable[[Operands, Parameters], Fused]
-"""The function of a method: it measures what it needs, and says what is done to each element. It may rely on
-`MergeMethod` having checked its arguments."""
+"""The function of a method: it measures what it needs, and says what is done to each element."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class MergeMethod:
         base: ``required``: deltas are taken from it; ``endpoint``: it is one of the two models, the one at
             t = 0; ``optional``: used where given; ``unused``: ignored.
         models: the fewest and the most tensors it merges, the base not counted; None is no limit.
-        merge: the function; call the method itself, which checks the arguments first.
+        merge: the function; call the method itself.
         kept_bytes: the bytes that a search keeps beside the sources, for each element of each model.
     """
 
@@ -117,115 +115,25 @@ class MergeMethod:
     def __call__(self, operands: Operands, parameters: Parameters) -> Fused:
         """Returns how `operands` are merged in one pass.
 
+        What the method declares is checked once, where a recipe is planned: here it holds.
+
         Args:
-            operands: a tensor of each model, and of the base; none of them is changed.
-            parameters: the complete values; names that the method does not declare are ignored.
+            operands: a tensor of each model, as many as the method takes, and of the base, if it takes one; none of
+                them is changed.
+            parameters: a valid value of every parameter.
 
         Raises:
-            MergeError: the arguments are not what the method declares; the text has every fault.
+            MergeError: the tensors are not of one shape and on one device, or the values do not go together.
         """
-        faults = [*self._tensor_faults(operands), *self._value_faults(parameters, len(operands.tensors))]
-        if faults:
-            raise MergeError("\n".join(f"{self.name}: {fault}" for fault in faults))
+        base = () if operands.base is None else (operands.base,)
+        found = {(tensor.shape, tensor.device) for tensor in (*operands.tensors, *base)}
+        if len(found) > 1:
+            spelled = ", ".join(sorted(f"{list(shape)} on {device}" for shape, device in found))
+            raise MergeError(f"{self.name}: expected tensors of one shape on one device, found {spelled}")
         # A live model's weights may ask for gradients; a merge has none to give. And one thread, because sums that
         # are shared out among threads have other bits on another machine: tensors are shared out instead.
         with torch.no_grad(), one_thread():
             return self.merge(operands, parameters)
-
-    def merged(self, tensors: Sequence[Tensor], base: Tensor | None, parameters: Parameters, name: str = "") -> Tensor:
-        """Returns the merge of tensors in memory.
-
-        Args:
-            tensors: one for each model; of one shape and on one device, of any floating dtype.
-            base: the base's, alike; None where the method takes none.
-            parameters: the complete values.
-            name: the name of the tensor that is built; the random methods draw by it.
-
-        Returns:
-            A float32 tensor of the same shape and device.
-
-        Raises:
-            MergeError: the arguments are not what the method declares; the text has every fault.
-        """
-        sources = [SourceTensor.of(tensor) for tensor in tensors]
-        found = self(Operands(sources, None if base is None else SourceTensor.of(base), name), parameters)
-        result = torch.empty(tensors[0].shape, dtype=torch.float32, device=tensors[0].device)
-        flat = result.view(-1)
-        with torch.no_grad():
-            for start, stop in found.parts():
-                found.merge(start, stop, flat[start:stop])
-        return result
-
-    def complete(self, shared: Mapping[str, Value], models: Sequence[Mapping[str, Value]]) -> Parameters:
-        """Returns the given values with the defaults filled in.
-
-        Args:
-            shared: the values given for the merge.
-            models: the values given for each model, in the order of the tensors.
-
-        Raises:
-            MergeError: a value is missing or out of its range, or the method does not take it; the text
-                has every fault.
-        """
-        per_model = {p.name: p.default for p in self.parameters if p.per_model and p.default is not None}
-        once = {p.name: p.default for p in self.parameters if not p.per_model and p.default is not None}
-        filled = Parameters({**once, **shared}, tuple({**per_model, **own} for own in models))
-        faults = [*self._unknown_faults(filled), *self._value_faults(filled, len(models))]
-        if faults:
-            raise MergeError("\n".join(f"{self.name}: {fault}" for fault in faults))
-        return filled
-
-    def _tensor_faults(self, operands: Operands) -> Iterator[str]:
-        fewest, most = self.models
-        count = len(operands.tensors)
-        if count < fewest or (most is not None and count > most):
-            wanted = f"{fewest} or more" if most is None else f"{fewest} to {most}"
-            wanted = f"{fewest}" if fewest == most else wanted
-            yield (
-                f"expected the number of models besides the base to be {wanted}, "
-                f"found {count}; change the recipe's list of models"
-            )
-        if operands.base is None and self.base in ("required", "endpoint"):
-            yield "expected a base, found none; give base_model in the recipe"
-        named = [(f"model {index}", tensor) for index, tensor in enumerate(operands.tensors)]
-        if operands.base is not None and self.base != "unused":
-            named.append(("base", operands.base))
-        for name, tensor in named:
-            if tensor.shape != named[0][1].shape:
-                yield (
-                    f"{name} has shape {list(tensor.shape)}, but {named[0][0]} has "
-                    f"{list(named[0][1].shape)}; expected one shape"
-                )
-            if tensor.device != named[0][1].device:
-                yield (
-                    f"{name} is on {tensor.device}, but {named[0][0]} is on {named[0][1].device}; expected one device"
-                )
-
-    def _value_faults(self, parameters: Parameters, models: int) -> Iterator[str]:
-        if len(parameters.models) != models:
-            yield f"expected the parameters of {models} models, found {len(parameters.models)}"
-        for place, values, per_model in _places(parameters):
-            for parameter in self.parameters:
-                if parameter.per_model != per_model:
-                    continue
-                if parameter.name not in values:
-                    yield f"{place}{parameter.name} is missing; expected {parameter.expected}"
-                elif fault := parameter.fault(values[parameter.name]):
-                    yield f"{place}{fault}"
-
-    def _unknown_faults(self, parameters: Parameters) -> Iterator[str]:
-        for place, values, per_model in _places(parameters):
-            known = [parameter.name for parameter in self.parameters if parameter.per_model == per_model]
-            for name in values:
-                if name not in known:
-                    yield f"{place}{name} is not known; expected one of: {', '.join(known) or 'none'}"
-
-
-def _places(parameters: Parameters) -> Iterator[tuple[str, Mapping[str, Value], bool]]:
-    """Yields each set of values: how a message introduces it, the values, whether they are a model's."""
-    yield "", parameters.shared, False
-    for index, values in enumerate(parameters.models):
-        yield f"model {index}: ", values, True
 
 
 @contextmanager

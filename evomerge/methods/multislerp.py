@@ -6,27 +6,17 @@ import math
 
 import numpy as np
 
-from evomerge.errors import MergeError
 from evomerge.kernels.fused import Fused, combination
 from evomerge.kernels.operands import Operands
+from evomerge.methods.linear import shares
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
-# Below this magnitude the weights are taken to cancel; dividing by their sum would only magnify rounding.
-_NO_WEIGHT = 1e-8
 # A weighted sum of unit vectors shorter than this is what rounding to float32 leaves where they cancel.
 _CANCELLED = 1e-7
 
 
 def _multislerp(operands: Operands, parameters: Parameters) -> Fused:
-    weights = np.array([float(own["weight"]) for own in parameters.models])
-    if parameters.shared["normalize_weights"]:
-        total = math.fsum(weights)
-        if abs(total) < _NO_WEIGHT:
-            raise MergeError(
-                f"multislerp: the weights {weights.tolist()} sum to zero, so they cannot be normalized; "
-                f"expected a sum other than zero, change a weight or set normalize_weights to false"
-            )
-        weights = weights / total
+    weights = np.array(shares(parameters, "multislerp", "normalize_weights"))
     if len(weights) == 1:
         return Fused.uniform(combination, operands.tensors, (1.0,))
     eps = float(parameters.shared["eps"])

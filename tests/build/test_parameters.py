@@ -50,6 +50,11 @@ def test_a_faulty_parameter_is_refused(density: str, rest: str, words: str):
     assert words in faults_of(TIES % (density, rest))
 
 
+def test_a_whole_number_does_not_change_with_depth():
+    karcher = "merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: [1, 10]}\n"
+    assert "max_iter is a whole number, 0 or more, which cannot change with depth" in faults_of(karcher)
+
+
 def test_parameters_of_other_methods_are_let_pass_where_they_are_not_searched():
     assert checked_method(Recipe.parse(TIES % ("0.5, t: 0.3", "parameters: {int8_mask: true}"))).name == "ties"
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from evomerge.kernels import magnitudes
 from evomerge.kernels.magnitudes import Magnitudes
-from evomerge.methods import method
+
+from ..methods.inputs import complete, merge_tensors, method
 
 
 def kept(tensor, count, *, listed=False):
@@ -94,7 +95,7 @@ def test_one_threshold_after_another():
 def test_ties_keeps_exactly_floor_of_density_times_size(size, density):
     base, tensor = torch.zeros(size), torch.arange(1.0, size + 1)
     ties = method("ties")
-    merged = ties.merged([tensor], base, ties.complete({}, [{"weight": 1.0, "density": density}]))
+    merged = merge_tensors(ties, [tensor], base, complete(ties, {}, [{"weight": 1.0, "density": density}]))
     expected = 0 if density == 0 else max(1, math.floor(density * size))
     assert merged.count_nonzero() == expected
     assert torch.equal(merged[size - expected :], tensor[size - expected :])

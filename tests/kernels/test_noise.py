@@ -6,9 +6,8 @@ import torch
 
 from evomerge.kernels import PIECE
 from evomerge.kernels.noise import FIRST, LEVELS, as_numbers, cut, noise_piece, number_of
-from evomerge.methods import method
 
-from ..methods.inputs import Arguments
+from ..methods.inputs import Arguments, complete, merge_tensors, method
 
 
 def test_numbers_are_pinned():
@@ -42,7 +41,7 @@ def test_a_longer_piece_begins_with_a_shorter_one():
 
 def test_a_tensor_reads_the_same_numbers_however_it_is_cut():
     tensor = torch.zeros(2 * PIECE + 100)
-    arguments = Arguments([tensor], tensor, method("dare_linear").complete({}, [{"weight": 1.0}]))
+    arguments = Arguments([tensor], tensor, complete(method("dare_linear"), {}, [{"weight": 1.0}]))
     noise = arguments.operands().noise(3, 0)
     kept = arguments.operands(kept=True).noise(3, 0)
     whole = noise.piece(0, tensor.numel())
@@ -74,8 +73,8 @@ def test_two_candidates_share_their_masks():
     dare, base, tensor = method("dare_linear"), torch.zeros(999), torch.ones(999)
 
     def kept(density, seed=0):
-        parameters = dare.complete({"rescale": False, "seed": seed}, [{"weight": 1.0, "density": density}])
-        return dare.merged([tensor], base, parameters, "w").bool()
+        parameters = complete(dare, {"rescale": False, "seed": seed}, [{"weight": 1.0, "density": density}])
+        return merge_tensors(dare, [tensor], base, parameters, "w").bool()
 
     assert (kept(0.6) | ~kept(0.3)).all()
     assert kept(0.6).sum() > kept(0.3).sum() > 0
@@ -85,5 +84,5 @@ def test_two_candidates_share_their_masks():
 
 def test_each_source_has_its_own_mask():
     dare, base, tensor = method("dare_linear"), torch.zeros(999), torch.ones(999)
-    parameters = dare.complete({"rescale": False}, [{"weight": 1.0, "density": 0.5}, {"weight": 4.0, "density": 0.5}])
-    assert set(dare.merged([tensor, tensor], base, parameters).tolist()) == {0.0, 1.0, 4.0, 5.0}
+    parameters = complete(dare, {"rescale": False}, [{"weight": 1.0, "density": 0.5}, {"weight": 4.0, "density": 0.5}])
+    assert set(merge_tensors(dare, [tensor, tensor], base, parameters).tolist()) == {0.0, 1.0, 4.0, 5.0}

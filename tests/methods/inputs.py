@@ -8,7 +8,9 @@ import torch
 
 from evomerge.kernels import Operands, SourceTensor
 from evomerge.kernels.noise import FIRST
-from evomerge.methods import MergeMethod, Parameters
+from evomerge.methods import METHODS, MergeMethod, Parameters
+
+method = METHODS.__getitem__
 
 # Binary fractions: sums of weights that cancel, and votes that tie, do so exactly in float32 and float64.
 VALUES = {
@@ -32,7 +34,7 @@ class Arguments:
     name: str = "layer"
 
     def merge(self, method: MergeMethod) -> torch.Tensor:
-        return method.merged(self.tensors, self.base, self.parameters, self.name)
+        return merge_tensors(method, self.tensors, self.base, self.parameters, self.name)
 
     def operands(self, *, kept: bool = False) -> Operands:
         base = None if self.base is None else SourceTensor.of(self.base)
@@ -42,6 +44,22 @@ class Arguments:
         """The random whole numbers of a source, from 0 on, as float64."""
         tensor = self.operands().noise(int(self.parameters.shared.get("seed", 0)), source)
         return tensor.whole().numpy().astype(np.float64) - FIRST
+
+
+def merge_tensors(method, tensors, base, parameters, name=""):
+    """The merge of tensors in memory, float32."""
+    base = None if base is None else SourceTensor.of(base)
+    found = method(Operands([SourceTensor.of(tensor) for tensor in tensors], base, name), parameters)
+    return result_of(found, tensors[0].shape)
+
+
+def complete(method, shared, models):
+    """The given values, with the defaults filled in."""
+    defaults = {p.name: p.default for p in method.parameters if p.default is not None}
+    per_model = {p.name for p in method.parameters if p.per_model}
+    once = {name: value for name, value in defaults.items() if name not in per_model}
+    each = {name: value for name, value in defaults.items() if name in per_model}
+    return Parameters({**once, **shared}, tuple({**each, **own} for own in models))
 
 
 def tensors_of(kind, shape, count, rng, dtype=torch.float32):
@@ -98,7 +116,7 @@ def draw(method, shape, seed, kind="normal", dtype=torch.float32):
     models = [{p.name: some_value(p, rng) for p in method.parameters if p.per_model} for _ in range(count)]
     if "weight" in models[0] and sum(own["weight"] for own in models) == 0:
         models[0]["weight"] += 0.5
-    parameters = method.complete(shared, models)
+    parameters = complete(method, shared, models)
     without = method.base == "unused" or (method.base == "optional" and seed % 2)
     return Arguments(tensors, None if without else base, parameters)
 
@@ -109,7 +127,8 @@ def defaults(method, shape, seed=0, kind="normal", count=None):
     count = count or fewest_and_most(method)[1]
     base, tensors = tensors_of(kind, shape, count, rng)
     required = [p for p in method.parameters if p.default is None]
-    parameters = method.complete(
+    parameters = complete(
+        method,
         {p.name: 0.5 for p in required if not p.per_model},
         [{p.name: 0.5 for p in required if p.per_model} for _ in range(count)],
     )
@@ -126,7 +145,7 @@ def same_bits(left, right):
 
 def result_of(found, shape):
     """Carries out what a method answered."""
-    flat = torch.zeros(math.prod(shape))
+    flat = torch.zeros(math.prod(shape), dtype=torch.float32)
     for start, stop in found.parts():
         found.merge(start, stop, flat[start:stop])
     return flat.view(shape)

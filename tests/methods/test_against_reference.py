@@ -6,9 +6,9 @@ import torch
 
 from evomerge.errors import MergeError
 from evomerge.kernels.noise import FIRST, LEVELS, noise_piece
-from evomerge.methods import METHODS, method
+from evomerge.methods import METHODS
 
-from .inputs import draw, result_of, same_bits
+from .inputs import complete, draw, merge_tensors, method, result_of, same_bits
 from .reference import TWINS
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 5), (33, 31)]
@@ -60,8 +60,8 @@ def merge(name, models, base=None, each=(), **shared):
     """Merges lists of numbers."""
     chosen = method(name)
     tensors = [torch.tensor(numbers) for numbers in models]
-    parameters = chosen.complete({key.rstrip("_"): value for key, value in shared.items()}, each)
-    return chosen.merged(tensors, None if base is None else torch.tensor(base), parameters, "w").tolist()
+    parameters = complete(chosen, {key.rstrip("_"): value for key, value in shared.items()}, each)
+    return merge_tensors(chosen, tensors, None if base is None else torch.tensor(base), parameters, "w").tolist()
 
 
 # Worked by hand, so that a twin that errs with its method is seen.
@@ -143,8 +143,9 @@ def test_della_keeps_large_elements_rather(rows):
     size, density, epsilon = 20_000, 0.5, 0.25
     tensor = torch.arange(1.0, size + 1).repeat(rows, 1).squeeze(0)
     each = [{"weight": 1.0, "density": density, "epsilon": epsilon}]
-    parameters = method("della_linear").complete({"rescale": False}, each)
-    kept = method("della_linear").merged([tensor], torch.zeros_like(tensor), parameters, "w").bool().view(rows, size)
+    parameters = complete(method("della_linear"), {"rescale": False}, each)
+    kept = merge_tensors(method("della_linear"), [tensor], torch.zeros_like(tensor), parameters, "w")
+    kept = kept.bool().view(rows, size)
     for part in range(10):
         here = kept[:, part * size // 10 : (part + 1) * size // 10].float().mean().item()
         chance = density - epsilon + 2 * epsilon * (part + 0.5) / 10
@@ -171,8 +172,8 @@ def test_passthrough_by_hand():
 def test_random_methods_keep_the_share_that_they_declare(name):
     size, density = 200_000, 0.3
     base, tensor = torch.zeros(size), torch.ones(size)
-    parameters = method(name).complete({"rescale": False, "seed": 3}, [{"weight": 1.0, "density": density}])
-    kept = method(name).merged([tensor], base, parameters, "w")
+    parameters = complete(method(name), {"rescale": False, "seed": 3}, [{"weight": 1.0, "density": density}])
+    kept = merge_tensors(method(name), [tensor], base, parameters, "w")
     rate = kept.mean().item()
     assert abs(rate - density) < 4 * (density * (1 - density) / size) ** 0.5
     # Independent of the neighbour: both are kept at the rate's square.

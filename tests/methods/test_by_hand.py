@@ -7,17 +7,16 @@ import torch
 
 from evomerge.errors import MergeError
 from evomerge.kernels import PIECE
-from evomerge.methods import method
 
-from .inputs import Arguments
+from .inputs import Arguments, complete, merge_tensors, method
 
 
 def merge(name, models, base=None, each=None, **shared):
     """Merges lists of numbers."""
     chosen = method(name)
     tensors = [torch.tensor(numbers) for numbers in models]
-    parameters = chosen.complete(shared, [{} for _ in models] if each is None else each)
-    return chosen.merged(tensors, None if base is None else torch.tensor(base), parameters, "w").tolist()
+    parameters = complete(chosen, shared, [{} for _ in models] if each is None else each)
+    return merge_tensors(chosen, tensors, None if base is None else torch.tensor(base), parameters, "w").tolist()
 
 
 def weighing(*weights):
@@ -68,8 +67,8 @@ def test_rows_and_columns_may_cross_pieces(columns):
     chosen = method("nuslerp")
     for shape in [(3, PIECE // 2 + 7), (2, PIECE + 5), (PIECE + 9, 2)]:
         one, two = torch.randn(2, *shape, generator=rng)
-        parameters = chosen.complete({"nuslerp_flatten": False, "nuslerp_row_wise": columns}, weighing(1.0, 2.0))
-        found = chosen.merged([one, two], None, parameters)
+        parameters = complete(chosen, {"nuslerp_flatten": False, "nuslerp_row_wise": columns}, weighing(1.0, 2.0))
+        found = merge_tensors(chosen, [one, two], None, parameters)
         axis = 0 if columns else 1
         cosine = (one.double() * two).sum(axis) / (one.double().norm(dim=axis) * two.double().norm(dim=axis))
         theta = cosine.acos()
@@ -140,8 +139,8 @@ def test_nearswap_by_hand():
 def test_nearswap_takes_over_exactly():
     base, other = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
     nearswap = method("nearswap")
-    assert torch.equal(nearswap.merged([other], base, nearswap.complete({"t": 9.0}, [{}])), other)
-    assert torch.equal(nearswap.merged([other], base, nearswap.complete({"t": 0.0}, [{}])), base)
+    assert torch.equal(merge_tensors(nearswap, [other], base, complete(nearswap, {"t": 9.0}, [{}])), other)
+    assert torch.equal(merge_tensors(nearswap, [other], base, complete(nearswap, {"t": 0.0}, [{}])), base)
 
 
 def test_model_stock_by_hand():
@@ -231,7 +230,7 @@ def test_nothing_is_written_into_what_is_merged(name):
     shared = {p.name: 0.5 for p in chosen.parameters if p.default is None} | (
         {"select_topk": 0.5} if name == "sce" else {}
     )
-    arguments = Arguments(tensors, base, chosen.complete(shared, [{} for _ in tensors]))
+    arguments = Arguments(tensors, base, complete(chosen, shared, [{} for _ in tensors]))
     before = [tensor.clone() for tensor in (base, *tensors)]
     operands = arguments.operands(kept=True)
     first, second = (torch.empty(50), torch.empty(50))
@@ -247,5 +246,5 @@ def test_nothing_is_written_into_what_is_merged(name):
 def test_ties_elects_the_sign_of_the_smallest_sum(last, expected):
     """Two votes that cancel, and a third that is next to nothing."""
     tensors, base = [torch.tensor([number]) for number in (0.5, -0.5, last)], torch.zeros(1)
-    parameters = method("ties").complete({"normalize": False}, [{"weight": 1.0}] * 3)
-    assert method("ties").merged(tensors, base, parameters).item() == pytest.approx(expected)
+    parameters = complete(method("ties"), {"normalize": False}, [{"weight": 1.0}] * 3)
+    assert merge_tensors(method("ties"), tensors, base, parameters).item() == pytest.approx(expected)

@@ -13,9 +13,9 @@ import torch
 
 import evomerge.methods
 from evomerge.errors import MergeError
-from evomerge.methods import KNOWN_PARAMETERS, METHODS, MergeMethod, Parameter, Parameters, method
+from evomerge.methods import KNOWN_PARAMETERS, METHODS, MergeMethod, Parameter
 
-from .inputs import Arguments, defaults, draw, fewest_and_most, same_bits
+from .inputs import Arguments, complete, defaults, draw, fewest_and_most, merge_tensors, method, same_bits
 
 # Over the 2^15 elements from which torch shares work among threads, and odd.
 LARGE = (331, 701)
@@ -153,67 +153,25 @@ def test_what_is_not_finite_is_not_hidden(method_, number):
 
 
 @every_method
-def test_names_a_wrong_number_of_models(method_):
-    fewest, most = method_.models
-    for count in {fewest - 1, *([] if most is None else [most + 1])}:
-        good = defaults(method_, (3,), count=fewest)
-        tensors = (good.tensors * (count + 1))[:count]
-        parameters = Parameters(good.parameters.shared, good.parameters.models[:1] * count)
-        with pytest.raises(MergeError, match=rf"^{method_.name}: expected the number of models.*found {count}"):
-            method_.merged(tensors, good.base, parameters)
-
-
-@every_method
-def test_names_a_missing_base(method_):
-    good = defaults(method_, (3,))
-    if method_.base in ("required", "endpoint"):
-        with pytest.raises(MergeError, match=f"{method_.name}: expected a base, found none.*base_model"):
-            method_.merged(good.tensors, None, good.parameters)
-    else:
-        assert method_.merged(good.tensors, None, good.parameters).shape == (3,)
-
-
-@every_method
 def test_names_tensors_that_do_not_fit(method_):
     good = defaults(method_, (3,))
     if len(good.tensors) > 1 or good.base is not None:
         inputs = [*good.tensors, *([] if good.base is None else [good.base])]
         inputs[-1] = torch.zeros(4)
         base = None if good.base is None else inputs.pop()
-        with pytest.raises(MergeError, match=r"has shape \[4\], but model 0 has \[3\]"):
-            method_.merged(inputs, base, good.parameters)
+        said = rf"{method_.name}: expected .* one shape.* found \[3\] on cpu, \[4\] on cpu"
+        with pytest.raises(MergeError, match=said):
+            merge_tensors(method_, inputs, base, good.parameters)
 
 
 @every_method
-def test_names_each_value_that_is_missing_or_out_of_range(method_):
-    good = defaults(method_, (3,), count=fewest_and_most(method_)[0])
+def test_each_value_that_is_out_of_range_is_told(method_):
     for parameter in method_.parameters:
-        own = good.parameters.models[0] if parameter.per_model else good.parameters.shared
-        bad = [math.nan, math.inf, "high"] if parameter.kind != "bool" else [2, "yes"]
+        bad = [math.nan, math.inf, "high", None] if parameter.kind != "bool" else [2, "yes"]
         bad += [] if parameter.low == -math.inf else [parameter.low - 1]
         bad += [] if parameter.high == math.inf else [parameter.high + 0.01]
-        missing = {key: value for key, value in own.items() if key != parameter.name}
-        for values in (missing, *({**own, parameter.name: value} for value in bad)):
-            if parameter.per_model:
-                models = (values, *good.parameters.models[1:])
-                parameters = Parameters(good.parameters.shared, models)
-            else:
-                parameters = Parameters(values, good.parameters.models)
-            found = "is missing" if values is missing else f"is {values[parameter.name]!r}"
-            with pytest.raises(MergeError) as raised:
-                method_.merged(good.tensors, good.base, parameters)
-            assert f"{parameter.name} {found}; expected {parameter.expected}" in str(raised.value)
-            assert ("model 0: " in str(raised.value)) == parameter.per_model
-
-
-@every_method
-def test_completes_what_is_required_with_declared_defaults(method_):
-    parameters = defaults(method_, (3,)).parameters
-    for parameter in method_.parameters:
-        for values in parameters.models if parameter.per_model else [parameters.shared]:
-            assert values[parameter.name] == (0.5 if parameter.default is None else parameter.default)
-    with pytest.raises(MergeError, match=f"{method_.name}: wieght is not known; expected one of: "):
-        method_.complete({**parameters.shared, "wieght": 1.0}, parameters.models)
+        for value in bad:
+            assert parameter.fault(value) == f"{parameter.name} is {value!r}; expected {parameter.expected}"
 
 
 def test_defaults_are_those_of_mergekit():
@@ -241,20 +199,6 @@ def test_defaults_are_those_of_mergekit():
         assert {p.name: p.default for p in method(name).parameters} == wanted
 
 
-def test_all_faults_are_told_at_once():
-    ties = method("ties")
-    with pytest.raises(MergeError) as raised:
-        ties.complete({"normalize": 3}, [{"density": 2.0}, {"weight": True}])
-    assert str(raised.value).splitlines() == [
-        "ties: normalize is 3; expected true or false",
-        "ties: model 0: weight is missing; expected a number",
-        "ties: model 0: density is 2.0; expected a number from 0 to 1",
-        "ties: model 1: weight is True; expected a number",
-    ]
-    with pytest.raises(MergeError, match="expected the parameters of 1 models, found 2"):
-        ties.merged([torch.zeros(1)], torch.zeros(1), ties.complete({}, [{"weight": 1.0}] * 2))
-
-
 def test_parameters_say_what_they_expect():
     assert Parameter("n", "N.", kind="int", low=1, high=9).expected == "a whole number from 1 to 9"
     assert Parameter("n", "N.", low=0).expected == "a number, 0 or more"
@@ -266,16 +210,9 @@ def test_parameters_say_what_they_expect():
 
 def test_linear_refuses_to_normalize_weights_that_cancel():
     linear = method("linear")
-    parameters = linear.complete({}, [{"weight": 0.1}, {"weight": 0.2}, {"weight": -0.3}])
+    parameters = complete(linear, {}, [{"weight": 0.1}, {"weight": 0.2}, {"weight": -0.3}])
     with pytest.raises(MergeError, match=r"\[0\.1, 0\.2, -0\.3\] sum to zero.*set normalize to false"):
-        linear.merged([torch.zeros(2)] * 3, None, parameters)
-
-
-def test_an_unknown_method_gets_the_nearest_names():
-    with pytest.raises(MergeError, match=r"'dare_tie' is not known; did you mean dare_ties"):
-        method("dare_tie")
-    with pytest.raises(MergeError, match=r"'qqqq' is not known; known are linear, slerp"):
-        method("qqqq")
+        merge_tensors(linear, [torch.zeros(2)] * 3, None, parameters)
 
 
 def test_the_tables_know_mergekits_names():

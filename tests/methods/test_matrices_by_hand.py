@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from evomerge.methods import method
-
-from .inputs import Arguments
+from .inputs import Arguments, complete, merge_tensors, method
 from .test_by_hand import merge, weighing
 
 
@@ -78,7 +76,7 @@ def test_wudi_is_the_least_interference(shape):
         return sum((((merged - delta) @ delta.T) ** 2).sum() / (delta**2).sum() for delta in deltas).item()
 
     wudi = method("wudi")
-    found = wudi.merged([t.float() for t in tensors], base.float(), wudi.complete({}, [{}] * 3)).double() - base
+    found = merge_tensors(wudi, [t.float() for t in tensors], base.float(), complete(wudi, {}, [{}] * 3)) - base
     least = loss(found)
     assert least < loss(sum(deltas)) / 3
     assert least < loss(sum(deltas) / 3)
@@ -105,7 +103,7 @@ def test_a_search_goes_from_candidate_to_candidate(name, shape):
     """What is kept of one candidate changes no bit of another."""
     chosen = method(name)
     base, *tensors = torch.randn(4, *shape, generator=torch.Generator().manual_seed(2))
-    kept = Arguments(tensors, base, chosen.complete({}, [{}] * 3)).operands(kept=True)
+    kept = Arguments(tensors, base, complete(chosen, {}, [{}] * 3)).operands(kept=True)
     for each, shared in [
         (weighing(1.0, 1.0, 1.0), {}),
         (weighing(0.3, -0.2, 1.0), {"lambda": 0.5}),
@@ -113,7 +111,7 @@ def test_a_search_goes_from_candidate_to_candidate(name, shape):
         (weighing(1.0, 1.0, 1.0), {"lambda": 2.0}),
         (weighing(1.0, 1.0, 1.0), {"rank": 0.5} if name == "tsv" else {}),
     ]:
-        arguments = Arguments(tensors, base, chosen.complete(shared, each))
+        arguments = Arguments(tensors, base, complete(chosen, shared, each))
         result = torch.empty(base.numel())
         found = chosen(kept, arguments.parameters)
         for start, stop in found.parts():

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.methods import METHODS, method
+from evomerge.methods import METHODS
+
+from .inputs import complete, merge_tensors, method
 
 weights = st.lists(st.floats(0.05, 2.0), min_size=1, max_size=4)
 seeds = st.integers(0, 10_000)
@@ -21,8 +23,8 @@ def merge(name, tensors, base=None, each=(), seed=0, **shared):
     chosen = method(name)
     if any(parameter.name == "seed" for parameter in chosen.parameters):
         shared["seed"] = seed
-    parameters = chosen.complete({key.rstrip("_"): value for key, value in shared.items()}, each)
-    return chosen.merged(tensors, base, parameters, "w")
+    parameters = complete(chosen, {key.rstrip("_"): value for key, value in shared.items()}, each)
+    return merge_tensors(chosen, tensors, base, parameters, "w")
 
 
 def assert_near(left, right, scale=1.0):
