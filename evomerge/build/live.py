@@ -107,7 +107,9 @@ def compute_dtype(layout: Layout, device: torch.device, wanted: str = "auto") ->
     shapes = Counter(info.shape for info in layout.tensors if len(info.shape) == 2)
     # The shape that most of the weights have.
     rows, columns = max(shapes, key=lambda shape: shapes[shape] * math.prod(shape), default=(1024, 1024))
-    return _faster(layout.dtype, min(rows, 4096), min(columns, 4096))
+    # In a smaller product, it is not the arithmetic that takes the time, and the answer would change from run to run.
+    rows, columns = (min(max(size, 512), 4096) for size in (rows, columns))
+    return _faster(layout.dtype, rows, columns)
 
 
 @cache
@@ -133,8 +135,8 @@ def _faster(stored: torch.dtype, rows: int, columns: int) -> torch.dtype:
                     break
         finally:
             torch.set_num_threads(threads)
-    # Twice the memory for less than a quarter more speed is no gain.
-    return torch.float32 if 1.25 * seconds[torch.float32] < seconds[stored] else stored
+    # Processors differ by threefold or more, so that an answer between the two is noise: then memory counts.
+    return torch.float32 if 2 * seconds[torch.float32] < seconds[stored] else stored
 
 
 class LiveModel:
