@@ -12,7 +12,6 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +23,8 @@ from evomerge.errors import CheckpointError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# Under the 32,768 elements from which torch wakes its threads: the same bits on any number of them.
-_BLOCK = 32_000
+# Elements that are summed together: a few float64 temporaries of them are small beside a tensor.
+_BLOCK = 1 << 18
 _MOST_FAULTS = 5
 
 _FACTOR = re.compile(
@@ -61,7 +60,7 @@ class _Update:
 class AdaptedCheckpoint(CheckpointView):
     """A model with a LoRA adapter merged into it.
 
-    The sum is computed in float32 and rounded once, to the dtype of the model's own tensor. Opening reads the
+    The sum is computed in float64, and rounded to float32 and the dtype of the model's own tensor. Opening reads the
     headers alone.
 
     Args:
@@ -138,20 +137,15 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tenso
     Returns:
         A float32 tensor of `weight`'s shape.
     """
-    out = torch.empty(weight.shape, dtype=torch.float32)
+    out, a = torch.empty(weight.shape, dtype=torch.float32), a.double()
     rows = max(1, _BLOCK // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], rows):
         here = slice(start, start + rows)
-        delta = torch.zeros(out[here].shape)
-        for rank in range(a.shape[0]):
-            # An outer product at a time: a matrix product's order of summation is the library's, and may differ
-            # with the number of threads.
-            delta.addcmul_(b[here, rank, None], a[None, rank])
-        block = torch.add(weight[here].float(), delta, alpha=scale)
+        # In float64: the order in which a product is summed is the library's, and is lost in rounding to float32.
+        block = weight[here].double() + scale * (b[here].double() @ a)
         if magnitude is not None:
-            # Liu et al. 2024, equation 5; NumPy's sums are single-threaded.
-            norm = np.sqrt(np.add.reduce(np.square(block.numpy(), dtype=np.float64), axis=1))
-            block *= (magnitude[here].double() / torch.from_numpy(norm)).float()[:, None]
+            # Liu et al. 2024, equation 5
+            block *= (magnitude[here] / block.norm(dim=1))[:, None]
         out[here] = block
     return out
 
