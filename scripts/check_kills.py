@@ -17,10 +17,12 @@ import json
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +42,16 @@ def killed_search(command: list[str], folder: Path, kills: int, spread: float, r
         command: starts the search, and goes on with it.
         folder: its run's folder.
         kills: how many times.
-        spread: each kill comes within this many seconds of the search's next sign of life.
+        spread: each kill comes within this many seconds of the search's next score.
         rng: chooses the moments.
     """
     seen = []
     while len(seen) < kills:
-        before = database_state(folder)
+        before = scored(folder)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        # Moments before the search has begun to write are dull: the clock starts with its first write.
-        while process.poll() is None and database_state(folder) == before:
-            time.sleep(0.01)
+        # Moments before a search has scored anything are dull: the clock starts with its next score.
+        while process.poll() is None and scored(folder) <= before:
+            time.sleep(0.02)
         try:
             process.wait(timeout=rng.uniform(0, spread))
         except subprocess.TimeoutExpired:
@@ -65,10 +67,17 @@ def killed_search(command: list[str], folder: Path, kills: int, spread: float, r
     return seen
 
 
-def database_state(folder: Path) -> tuple[float, int]:
-    """Returns something that changes with every write to the record."""
-    path = folder / "study.db"
-    return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else (0, 0)
+def scored(folder: Path) -> int:
+    """Returns how many scores are on record, of models and merges; 0 where there is no record that can be read."""
+    query = """
+        SELECT (SELECT count(*) FROM trials)
+             + (SELECT count(*) FROM study_user_attributes WHERE key LIKE 'baseline:%' OR key LIKE 'holdout%')
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True)) as database:
+            return int(database.execute(query).fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
 
 
 def run_state(folder: Path) -> dict[str, Any]:
