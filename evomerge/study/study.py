@@ -12,7 +12,15 @@ import torch
 
 from evomerge.build import Planner, Sources, compute_device, compute_dtype
 from evomerge.checkpoint import Reference
-from evomerge.errors import EvomergeError, StudyError, TaskError
+from evomerge.errors import (
+    ArchitectureError,
+    EvaluationError,
+    EvomergeError,
+    MergeError,
+    RecipeError,
+    StudyError,
+    TaskError,
+)
 from evomerge.evaluator import Evaluator, Split
 from evomerge.recipe import Recipe
 from evomerge.search import OPTIMIZERS, Genome, Result
@@ -311,13 +319,36 @@ class Study:
         except (StudyError, TaskError, BrokenPipeError):
             raise  # of the search, not of this model
         except Exception as fault:
-            error = str(fault) if isinstance(fault, EvomergeError) else f"{type(fault).__name__}: {fault}"
+            error = (str(fault) if isinstance(fault, EvomergeError) else f"{type(fault).__name__}: {fault}").strip(": ")
+            own = isinstance(fault, ArchitectureError | EvaluationError | MergeError | RecipeError)
             spent = time.perf_counter() - started
+        else:
+            other = self._mark_time() - sum(score.seconds.values())
+            return Outcome(score.items, {**score.seconds, "other": max(other, 0.0)})
+        if not own:
+            # Not before the fault is gone, which holds what the evaluation had in memory.
+            self._refuse_broken(error)
+        return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, error)
+
+    def _refuse_broken(self, error: str) -> None:
+        """Raises where what failed is not one model: a merge that was scored before cannot be scored any more.
+
+        A disk or a device that is lost fails every candidate that follows, and all would be on record as failed.
+        """
+        scored = [trial for trial in self.record.trials if trial.objective is not None]
+        if not scored:
+            return
+        what = f"trial {scored[-1].number}"
+        try:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, error.strip(": "))
-        other = self._mark_time() - sum(score.seconds.values())
-        return Outcome(score.items, {**score.seconds, "other": max(other, 0.0)})
+            plan = self._planner.plan(Recipe.parse(scored[-1].recipe))
+            self.evaluator.score(plan, "search", lambda stage: self.observer.evaluating(what, stage))
+        except Exception as fault:
+            raise StudyError(
+                f"{error}\n{what}, which was scored before, now fails too ({fault}); all evaluations before this one"
+                " are safe: mend the cause, and run the same command again to resume"
+            ) from None
 
     def _mark_time(self) -> float:
         """Returns the seconds since this was last called."""

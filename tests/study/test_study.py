@@ -7,8 +7,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -232,6 +234,29 @@ def test_whatever_a_candidate_raises_is_its_own_failure(case: Path, tmp_path: Pa
     assert failed
     assert str(fault) in failed
     assert [trial.objective is None for trial in watcher.fresh] == [False, False, True, False, False]
+
+
+def test_a_source_that_is_lost_ends_the_search_with_nothing_wrong_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = write_case(tmp_path, evaluations=6)
+    weights = tmp_path / "a" / "model.safetensors"
+    kept = weights.read_bytes()
+    # No memory to spare: sources are read from the disk for every candidate.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+
+    class Losing(Watcher):
+        def trial(self, trial, fresh):
+            super().trial(trial, fresh)
+            if trial.number == 2:
+                os.truncate(weights, 1000)
+
+    with pytest.raises(StudyError, match=r"(?s)shrank.*trial 2, which was scored before, now fails too.*resume"):
+        search(recipe, tmp_path / "run", Losing())
+    weights.write_bytes(kept)
+    search(recipe, tmp_path / "run")
+    search(recipe, tmp_path / "whole")
+    assert run_state(tmp_path / "run") == run_state(tmp_path / "whole")
 
 
 def test_a_shape_that_cannot_be_run_does_not_end_the_evaluator(case: Path):
