@@ -53,7 +53,7 @@ def parsed(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return None
-    _refuse_texts(config)
+    refuse_wrong_kinds(config)
     return made_from(config, CONFIG_MAPPING[kind].from_dict)
 
 
@@ -122,22 +122,32 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-# Texts in a config's rotary embeddings; all else there are numbers.
-_ROPE_TEXTS = ("rope_type", "type")
+# Entries that are numbers in every config that has them, and that are texts.
+_NUMBER = re.compile(
+    r"num_\w+|n_(embd|layers?|heads?|positions|inner)|head_dim|\w+_(size|eps|theta|token_id|embeddings)"
+)
+_TEXT = re.compile(r"hidden_(act|activation)|activation_function|(rope_)?type")
 
 
-def _refuse_texts(config: Mapping[str, Any]) -> None:
-    """Raises an ArchitectureError for texts instead of numbers that transformers meets only as it makes a model."""
-    for part in parts_of(config):
+def refuse_wrong_kinds(config: Mapping[str, Any]) -> None:
+    """Raises an ArchitectureError for a text instead of a number, or the other way round; it imports no transformers.
+
+    Numbers of rotary embeddings are looked at too, which transformers meets only as it makes a model.
+    """
+    places = [("", part) for part in parts_of(config)]
+    for _, part in tuple(places):
         for key in ("rope_parameters", "rope_scaling"):
             given = part.get(key)
             # There may be one for each kind of layer.
-            for inner in (given, *given.values()) if isinstance(given, dict) else ():
-                for name, value in inner.items() if isinstance(inner, dict) else ():
-                    if isinstance(value, str) and name not in _ROPE_TEXTS:
-                        raise ArchitectureError(f"config.json: {key}.{name} is {value!r}; expected a number")
-        if isinstance(part.get("rope_theta"), str):
-            raise ArchitectureError(f"config.json: rope_theta is {part['rope_theta']!r}; expected a number")
+            inside = [given, *given.values()] if isinstance(given, dict) else []
+            places += [(f"{key}.", inner) for inner in inside if isinstance(inner, dict)]
+    for prefix, part in places:
+        for key, value in part.items():
+            text = bool(_TEXT.fullmatch(key))
+            wrong = isinstance(value, int | float) if text else isinstance(value, str)
+            if wrong and (text or prefix or _NUMBER.fullmatch(key)):
+                kind = "a text" if text else "a number"
+                raise ArchitectureError(f"config.json: {prefix}{key} is {_shortened(repr(value))}; expected {kind}")
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evomerge.architecture import parsed
+from evomerge.architecture import refuse_wrong_kinds
 from evomerge.build.component import language_parts
 from evomerge.build.heads import with_own_heads
 from evomerge.build.parts import checked_method
@@ -61,7 +61,7 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     for reference in recipe.references():
         try:
             opened[reference] = open_checkpoint(reference, recipe.folders)
-            parsed(opened[reference].config)
+            refuse_wrong_kinds(opened[reference].config)
         except CheckpointError as fault:
             faults += recipe.model_faults(reference, fault)
         except ArchitectureError as fault:

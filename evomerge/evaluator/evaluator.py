@@ -71,13 +71,15 @@ class Evaluator:
         self._sources = sources
         self._device = device
         self._dtype = dtype
-        self._tokenizer = load_tokenizer(first)
+        self._tokenizer: Any = None
         self._encoded: dict[Split, list[Encoded]] = {}
         self._occupy(first)
 
     def _occupy(self, plan: Plan) -> None:
         """Makes the resident model, for plans of this shape."""
         self._live = LiveModel(plan, self._device, self._dtype)
+        # Only now: what is wrong with a config is better said by the model than by the tokenizer that reads it too.
+        self._tokenizer = load_tokenizer(plan) if self._tokenizer is None else self._tokenizer
         accelerated = next(self._live.model.parameters()).device.type != "cpu"
         self._runner = Runner(
             self._live.model,

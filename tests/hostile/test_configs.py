@@ -25,10 +25,10 @@ TEXTS: dict[str, Any] = {
     "rope_parameters.rope_theta": "10000",
     "rope_parameters.factor": "two",
     "hidden_act": 3,
-    "dtype": "float99",
 }
 UNRUNNABLE: dict[str, Any] = {
     "hidden_act": "nope",
+    "pretraining_tp": "x",
     "num_attention_heads": 0,
     "num_key_value_heads": 0,
     "rope_parameters.rope_type": "bad",
@@ -90,6 +90,6 @@ def test_a_value_that_no_model_can_be_made_with_is_told_before_a_search(broken: 
 
 def test_the_key_is_found_in_the_text_model_of_a_model_of_images():
     config = tiny_config("llava").to_dict()
-    config["text_config"]["num_attention_heads"] = "two"
-    with pytest.raises(ArchitectureError, match=r"config\.json: text_config\.num_attention_heads is 'two'"):
+    config["text_config"]["pretraining_tp"] = "two"
+    with pytest.raises(ArchitectureError, match=r"config\.json: text_config\.pretraining_tp is 'two'"):
         parsed(config)
