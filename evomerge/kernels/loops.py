@@ -1,6 +1,6 @@
 """Kernels as loops of C: a kernel's trace, compiled to be done to each element.
 
-The loop reads the inputs, does in float32 what was traced, rounds, looks whether the result is finite, and stores: one
+The loop reads the inputs, does in float32 what was traced, rounds, checks that the result is finite, and stores: one
 pass over memory, with the very bits of the kernel run by torch.
 """
 
@@ -48,7 +48,7 @@ static inline uint32_t is_nonfinite(float number) {
     return (bits_of(number) & 0x7F800000) == 0x7F800000;
 }
 
-/* To the nearest, and of two as near to the even one; not for NaN, which is told before. */
+/* To the nearest, and of two as near to the even one; not for NaN, which is found before. */
 static inline uint16_t to_bfloat16(float number) {
     const uint32_t bits = bits_of(number);
     return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
@@ -122,8 +122,8 @@ def loop(
         held = [block.contiguous() for block in blocks]
         stops = (ctypes.c_int64 * len(spans))(*(stop for stop, _ in spans))
         given = (ctypes.c_float * (len(spans) * numbers))(*(number for _, own in spans for number in own))
-        places = addresses(*(block.data_ptr() for block in held))
-        return not merge(len(spans), stops, given, places, output.data_ptr())
+        pointers = addresses(*(block.data_ptr() for block in held))
+        return not merge(len(spans), stops, given, pointers, output.data_ptr())
 
     return run
 

@@ -89,7 +89,7 @@ int64_t counted(int64_t count, const int32_t *bits, int32_t value, int64_t *abov
 }
 
 /* Which element is the rank-th that equals value; there are as many. */
-int64_t place(int64_t count, const int32_t *bits, int32_t value, int64_t rank) {
+int64_t position(int64_t count, const int32_t *bits, int32_t value, int64_t rank) {
     int64_t start = 0;
     for (; start + TOGETHER < count; start += TOGETHER) {
         int32_t equal = 0;
@@ -174,7 +174,7 @@ class Magnitudes:
             if rank <= here:
                 start = index * self._block
                 stop = min(start + self._block, self._numel)
-                return Threshold(magnitude, below, start + _place(self._bits(start, stop), bits, rank) + 1)
+                return Threshold(magnitude, below, start + _position(self._bits(start, stop), bits, rank) + 1)
             rank -= here
         raise AssertionError("the blocks hold fewer equals than were counted")
 
@@ -210,8 +210,8 @@ def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     bits = (ctypes.c_int64, ctypes.c_void_p)
     native.bracketed.argtypes = (*bits, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
     native.counted.argtypes = (*bits, ctypes.c_int32, ctypes.c_void_p)
-    native.place.argtypes = (*bits, ctypes.c_int32, ctypes.c_int64)
-    for function in (native.bracketed, native.counted, native.place):
+    native.position.argtypes = (*bits, ctypes.c_int32, ctypes.c_int64)
+    for function in (native.bracketed, native.counted, native.position):
         function.restype = ctypes.c_int64
     return native
 
@@ -237,13 +237,13 @@ def _counted(bits: Bits, value: int) -> tuple[int, int]:
     return above.value, equal
 
 
-def _place(bits: Bits, value: int, rank: int) -> int:
+def _position(bits: Bits, value: int, rank: int) -> int:
     """Returns which element is the `rank`-th that equals `value`."""
     native = library(_SOURCE)
     if native is None:
         return int(np.flatnonzero(bits == value)[rank - 1])
-    place: int = _declared(native).place(len(bits), bits.ctypes.data, value, rank)
-    return place
+    position: int = _declared(native).position(len(bits), bits.ctypes.data, value, rank)
+    return position
 
 
 class _Listed:
@@ -268,16 +268,16 @@ class _Listed:
         if len(values) > _MOST_LISTED:
             return None
         counts = np.zeros((len(found), len(values)), np.uint16)
-        for row, (own, times) in zip(counts, found, strict=True):
-            row[np.searchsorted(values, own)] = times
+        for times_here, (own, times) in zip(counts, found, strict=True):
+            times_here[np.searchsorted(values, own)] = times
         return cls(values, counts)
 
     def find(self, count: int) -> tuple[int, int, list[int]]:
         """Returns the bits of the count-th largest, its rank among its equals, and how many of those each block has."""
-        place = int(np.searchsorted(self._from_largest, count))
-        equals: list[int] = self._counts[:, len(self._values) - 1 - place].tolist()
-        rank = count - int(self._from_largest[place]) + sum(equals)
-        return int(self._values[len(self._values) - 1 - place]), rank, equals
+        position = int(np.searchsorted(self._from_largest, count))
+        equals: list[int] = self._counts[:, len(self._values) - 1 - position].tolist()
+        rank = count - int(self._from_largest[position]) + sum(equals)
+        return int(self._values[len(self._values) - 1 - position]), rank, equals
 
 
 class _Sampled:
@@ -291,11 +291,11 @@ class _Sampled:
     def find(self, count: int) -> tuple[int, int, list[int]]:
         """See `_Listed.find`."""
         size = len(self._sample)
-        place = (1 - count / self._numel) * size
+        position = (1 - count / self._numel) * size
         least, most = 0, _LARGEST
         if size:
             # Magnitudes of a tensor stored in bfloat16 are often equal, and the sample's own is the one.
-            guess = int(self._sample[min(int(place), size - 1)])
+            guess = int(self._sample[min(int(position), size - 1)])
             larger, equals = zip(*(_counted(bits, guess) for bits in self._blocks()), strict=True)
             rank = count - sum(larger)
             if 0 < rank <= sum(equals):
@@ -304,7 +304,7 @@ class _Sampled:
         # Four standard deviations, for elements that are independent; where that was too few, there is another pass.
         margin = 2 * math.sqrt(size)
         while True:
-            first, last = math.floor(place - margin), math.ceil(place + margin)
+            first, last = math.floor(position - margin), math.ceil(position + margin)
             low = max(least, int(self._sample[first]) if first >= 0 and size else 0)
             high = min(most, int(self._sample[last]) if last < size else _LARGEST)
             larger, inside = zip(*(_bracketed(bits, low, high) for bits in self._blocks()), strict=True)

@@ -29,7 +29,7 @@ _PROCESSORS = {
     "AVX512": ("-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
 }
 # Longer than any loop takes to compile; a compiler that hangs must not hold a search up.
-_PATIENCE = 120
+_TIMEOUT = 120
 
 _lock = threading.Lock()
 _libraries: dict[tuple[str, str], ctypes.CDLL] = {}
@@ -89,15 +89,15 @@ def _loaded(command: str, source: str) -> ctypes.CDLL:
             return ctypes.CDLL(str(folder / name))
         except OSError:
             pass  # of another system, or cut off: it is made again
-    with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as place:
-        made = Path(place) / name
+    with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as made_in:
+        made = Path(made_in) / name
         subprocess.run(
             [*shlex.split(command), *flags, "-x", "c", "-", "-o", str(made), "-lm"],
             input=source,
             text=True,
             check=True,
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
         )
         if folder is not None:
             # In one step: processes that compile the same at the same time do not see each other's halves.
@@ -113,5 +113,5 @@ def _cache() -> Path | None:
     except (OSError, RuntimeError):  # The second where there is no home.
         return None
     # What lies there is run: it must be nobody else's to write.
-    owned = not hasattr(os, "getuid") or (folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022)
+    owned = folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022
     return folder if owned and os.access(folder, os.W_OK) else None

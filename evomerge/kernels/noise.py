@@ -1,4 +1,4 @@
-"""Random numbers for the random methods, which depend on the seed, the source and the tensor alone."""
+"""Random numbers for the random methods, which depend on the seed, the model and the tensor alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ on, neither one nor the difference of two is so small that a processor may take 
 """
 
 
-def noise_piece(seed: int, source: int, name: str, piece: int, count: int) -> NDArray[np.int16]:
+def noise_piece(seed: int, model: int, name: str, piece: int, count: int) -> NDArray[np.int16]:
     """Returns independent whole numbers, uniform from `FIRST` to `FIRST` + `LEVELS` - 1.
 
     They are drawn on the CPU whatever the device, so that a candidate scored on a GPU is the one written
@@ -28,7 +28,7 @@ def noise_piece(seed: int, source: int, name: str, piece: int, count: int) -> ND
 
     Args:
         seed: the recipe's seed; any integer.
-        source: the index of the source among the tensors to merge.
+        model: the index of the model among the tensors to merge.
         name: the name of the tensor to build.
         piece: the index of the piece of that tensor.
         count: how many numbers; a longer piece begins with those of a shorter one.
@@ -37,7 +37,7 @@ def noise_piece(seed: int, source: int, name: str, piece: int, count: int) -> ND
         An int16 array of shape (count,).
     """
     # The name comes last: the numbers before it hold no separator, so no two keys can be spelled alike.
-    key = f"{seed}/{source}/{piece}/{name}".encode()
+    key = f"{seed}/{model}/{piece}/{name}".encode()
     digest = hashlib.blake2b(key, digest_size=16).digest()
     words = np.random.SFC64(int.from_bytes(digest, "little")).random_raw(-(-count // 4))
     halves = words.astype("<u8", copy=False).view("<u2")[:count]

@@ -48,6 +48,12 @@ class Operands:
         self._known: dict[Hashable, object] = {}
 
     @property
+    def required_base(self) -> SourceTensor:
+        """The base, for a method that declares that it needs one."""
+        assert self.base is not None
+        return self.base
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of each of them, and of the result."""
         return self.tensors[0].shape
@@ -71,20 +77,20 @@ class Operands:
             self._known[key] = measure()
         return self._known[key]  # type: ignore[return-value]
 
-    def delta(self, source: int, start: int, stop: int) -> Tensor:
-        """Returns elements of the task vector of model `source`, X_i - B, flat, float32, free to be changed.
+    def delta(self, model: int, start: int, stop: int) -> Tensor:
+        """Returns elements of the task vector of model `model`, X_i - B, flat, float32, free to be changed.
 
         Without a base, a copy of X_i.
         """
-        return self._compared(difference, source).values(start, stop)
+        return self._compared(difference, model).values(start, stop)
 
-    def distance(self, source: int, start: int, stop: int) -> Tensor:
+    def distance(self, model: int, start: int, stop: int) -> Tensor:
         """Returns the magnitudes of what `delta` gives."""
-        return self._compared(distance, source).values(start, stop)
+        return self._compared(distance, model).values(start, stop)
 
-    def whole_delta(self, source: int) -> Tensor:
+    def whole_delta(self, model: int) -> Tensor:
         """Returns the whole of `delta` in its shape."""
-        return self.delta(source, 0, self.numel).reshape(self.shape)
+        return self.delta(model, 0, self.numel).reshape(self.shape)
 
     def weighted(self, coefficients: Sequence[float]) -> Fused:
         """Returns the merge B + sum of c_i (X_i - B); without a base, the sum of c_i X_i."""
@@ -97,35 +103,35 @@ class Operands:
 
         Of the task vectors where there is a base, else of the models' tensors themselves.
         """
-        return self.once("gram", lambda: self._gram([partial(self.delta, source) for source in self._sources]))
+        return self.once("gram", lambda: self._gram([partial(self.delta, model) for model in self._models]))
 
     def gram_with_base(self) -> np.ndarray:
         """Returns the inner products of all pairs of tensors as they are, the base being the last, measured once."""
         tensors = [*self.tensors, *([] if self.base is None else [self.base])]
         return self.once("gram with base", lambda: self._gram([tensor.piece for tensor in tensors]))
 
-    def l1_norm(self, source: int) -> float:
+    def l1_norm(self, model: int) -> float:
         """Returns the sum of the magnitudes of a task vector, in float64, measured once."""
-        return self.once(("l1", source), lambda: self.total(self._compared(distance, source)))
+        return self.once(("l1", model), lambda: self.total(self._compared(distance, model)))
 
-    def magnitudes(self, source: int) -> Magnitudes:
+    def magnitudes(self, model: int) -> Magnitudes:
         """Returns the order of the magnitudes of a task vector, which names the threshold of any density."""
-        read = partial(self.distance, source)
-        return self.once(("magnitudes", source), lambda: Magnitudes(read, self.numel, kept=self.kept))
+        read = partial(self.distance, model)
+        return self.once(("magnitudes", model), lambda: Magnitudes(read, self.numel, kept=self.kept))
 
-    def noise(self, seed: int, source: int) -> SourceTensor:
-        """Returns the random numbers of model `source` as a further source, see `noise_piece`."""
+    def noise(self, seed: int, model: int) -> SourceTensor:
+        """Returns the random numbers of model `model` as a further source, see `noise_piece`."""
 
         def drawn(start: int, stop: int) -> Tensor:
             parts = [
-                noise_piece(seed, source, self.name, first // PIECE, min(PIECE, self.numel - first))
+                noise_piece(seed, model, self.name, first // PIECE, min(PIECE, self.numel - first))
                 for first in range(start // PIECE * PIECE, stop, PIECE)
             ]
             first = start // PIECE * PIECE
             whole = torch.from_numpy(np.concatenate(parts))[start - first : stop - first]
             return whole.to(self.device)
 
-        return self.derived(("noise", seed, source), drawn)
+        return self.derived(("noise", seed, model), drawn)
 
     def derived(self, key: Hashable, made: Callable[[int, int], Tensor]) -> SourceTensor:
         """Returns a further source, of the shape of the tensors: made piece by piece, or in a search once and kept.
@@ -153,12 +159,12 @@ class Operands:
         )
 
     @property
-    def _sources(self) -> range:
+    def _models(self) -> range:
         return range(len(self.tensors))
 
-    def _compared(self, kernel: Kernel, source: int) -> Fused:
+    def _compared(self, kernel: Kernel, model: int) -> Fused:
         base = () if self.base is None else (self.base,)
-        return self.once((kernel, source), lambda: Fused.uniform(kernel, (self.tensors[source], *base), ()))
+        return self.once((kernel, model), lambda: Fused.uniform(kernel, (self.tensors[model], *base), ()))
 
     def _gram(self, reads: Sequence[Callable[[int, int], Tensor]]) -> np.ndarray:
         found = np.zeros((len(reads), len(reads)))

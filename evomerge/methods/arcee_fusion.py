@@ -22,8 +22,7 @@ _NO_DIVERGENCE = 1e-14
 
 
 def _arcee_fusion(operands: Operands, _: Parameters) -> Fused:
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
-    ends = (operands.base, operands.tensors[0])
+    ends = (operands.required_base, operands.tensors[0])
     if operands.numel == 0:
         return Fused.uniform(combination, ends, (0.0, 1.0))
     divergence = Lines(operands, columns=False).spread(operands.once("divergence", lambda: _divergences(operands)))
@@ -43,10 +42,9 @@ def _divergences(operands: Operands) -> Tensor:
     found = []
     for first, stop in lines.groups():
         p, q = (
-            source.piece(first * lines.length, stop * lines.length).double().view(-1, lines.length).softmax(dim=1)
+            tensor.piece(first * lines.length, stop * lines.length).double().view(-1, lines.length).softmax(dim=1)
             + _LEAST
-            for source in (operands.tensors[0], operands.base)
-            if source is not None
+            for tensor in (operands.tensors[0], operands.required_base)
         )
         divergence = (p * (p / q).log()).sum(dim=1)
         found.append(divergence.masked_fill_(divergence < _NO_DIVERGENCE, 0).float())
@@ -55,8 +53,7 @@ def _divergences(operands: Operands) -> Tensor:
 
 def _threshold(operands: Operands, divergence: SourceTensor) -> float:
     """Returns the median plus 1.5 times the interquartile range of the importances, exactly."""
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
-    importance = Fused.uniform(_importance, (operands.base, operands.tensors[0], divergence), ())
+    importance = Fused.uniform(_importance, (operands.required_base, operands.tensors[0], divergence), ())
     order = Magnitudes(importance.values, operands.numel)
 
     def quantile(share: float) -> float:

@@ -11,21 +11,20 @@ from evomerge.methods.method import MergeMethod, Parameters
 
 
 def _iso_c(operands: Operands, parameters: Parameters) -> Fused:
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
     weights = tuple(float(own["weight"]) for own in parameters.models)
     if not is_matrix(operands):
         return mean_of_parts(operands, parameters)
     (matrix,) = latest(operands, weights, lambda: (_isotropic(operands, weights),))
     scale = float(parameters.shared["lambda"])
-    return Fused.uniform(added, (operands.base, SourceTensor.of(matrix)), (scale,))
+    return Fused.uniform(added, (operands.required_base, SourceTensor.of(matrix)), (scale,))
 
 
 def _isotropic(operands: Operands, weights: tuple[float, ...]) -> Tensor:
     """Returns the weighted sum of the task vectors with all singular values replaced by their mean."""
     rows, columns = operands.shape
     total = operands.whole_delta(0).double().mul_(weights[0])
-    for source, weight in enumerate(weights[1:], 1):
-        total.add_(operands.whole_delta(source).double().mul_(weight))
+    for model, weight in enumerate(weights[1:], 1):
+        total.add_(operands.whole_delta(model).double().mul_(weight))
     total = tall(total)
     # Delta = U Sigma V^T
     sigma, right = right_singular(total)

@@ -35,13 +35,12 @@ def merged_matrices(
         key: what the matrices depend on beside the tensors and who takes part. A search keeps those of the last key.
         prepare: the indices of the models that take part to their M_i, float32.
     """
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
     weights = [float(own["weight"]) for own in parameters.models]
     active = [model for model, weight in enumerate(weights) if weight != 0]
     if not is_matrix(operands) or not active:
         return mean_of_parts(operands, parameters)
     matrices = latest(operands, (key, *active), lambda: prepare(active))
-    inputs = (operands.base, *(SourceTensor.of(matrix) for matrix in matrices))
+    inputs = (operands.required_base, *(SourceTensor.of(matrix) for matrix in matrices))
     return Fused.uniform(added, inputs, [float(parameters.shared["lambda"]) * weights[model] for model in active])
 
 

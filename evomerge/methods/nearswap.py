@@ -14,8 +14,7 @@ _NEAREST = 1e-6
 
 
 def _nearswap(operands: Operands, parameters: Parameters) -> Fused:
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
-    ends = (operands.base, operands.tensors[0])
+    ends = (operands.required_base, operands.tensors[0])
     t = float(parameters.shared["t"])
     # The kernel goes out from the other model, so that nothing is rounded where it takes that; nor is it here.
     return Fused.uniform(near, ends, (t,)) if t > 0 else Fused.uniform(combination, ends, (1.0, 0.0))

@@ -17,12 +17,12 @@ _EPSILON = Parameter(
 
 
 def _ram(operands: Operands, parameters: Parameters) -> Fused:
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
-    return Fused.uniform(active_mean, (operands.base, *operands.tensors), (float(parameters.shared["epsilon"]),))
+    return Fused.uniform(
+        active_mean, (operands.required_base, *operands.tensors), (float(parameters.shared["epsilon"]),)
+    )
 
 
 def _ramplus(operands: Operands, parameters: Parameters) -> Fused:
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
     epsilon, r, alpha = (float(parameters.shared[name]) for name in ("epsilon", "r", "alpha"))
     extra = []
     for shared, unique in operands.once(("changed", epsilon), lambda: _counts(operands, epsilon)):
@@ -30,7 +30,7 @@ def _ramplus(operands: Operands, parameters: Parameters) -> Fused:
         rho = shared / unique if unique else 0.0
         # lambda_i - 1 = r clip(rho_i, 0, alpha)
         extra.append(r * min(rho, alpha))
-    return Fused.uniform(active_mean, (operands.base, *operands.tensors), (epsilon, *extra))
+    return Fused.uniform(active_mean, (operands.required_base, *operands.tensors), (epsilon, *extra))
 
 
 def _counts(operands: Operands, epsilon: float) -> list[tuple[int, int]]:

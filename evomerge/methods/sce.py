@@ -13,7 +13,7 @@ from evomerge.kernels.operands import Operands
 from evomerge.kernels.trace import Element, maximum
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 from evomerge.methods.sparsifiers import Spans
-from evomerge.methods.task_arithmetic import elected_sign
+from evomerge.methods.task_arithmetic import elected
 
 # Where the mean squares of all task vectors sum to less, models count alike.
 _NO_SQUARES = 1e-6
@@ -22,9 +22,8 @@ _LEAST_WEIGHT = 1e-6
 
 
 def _sce(operands: Operands, parameters: Parameters) -> Fused:
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
     models, topk = range(len(operands.tensors)), float(parameters.shared["select_topk"])
-    inputs = (operands.base, *operands.tensors)
+    inputs = (operands.required_base, *operands.tensors)
     if topk >= 1 or operands.numel == 0:
         squares = operands.gram().diagonal().tolist()
         return Fused.uniform(_erase, inputs, _weights(squares, operands.numel))
@@ -39,7 +38,7 @@ def _sce(operands: Operands, parameters: Parameters) -> Fused:
     threshold = operands.once("variances", lambda: _order(operands, variance)).threshold(count)
     stops = sorted({operands.numel, threshold.position})
     cuts: Spans = tuple((stop, (threshold.dropped_up_to(stop),)) for stop in stops)
-    squares = [Fused(_selected_square, (operands.base, tensor, variance), cuts) for tensor in operands.tensors]
+    squares = [Fused(_selected_square, (operands.required_base, tensor, variance), cuts) for tensor in operands.tensors]
     weights = _weights([operands.total(square) for square in squares], operands.numel)
     return Fused(_select_and_erase, (*inputs, variance), tuple((stop, (*weights, *cut)) for stop, cut in cuts))
 
@@ -91,8 +90,7 @@ def _select_and_erase(blocks: Sequence[Element], numbers: Sequence[Element]) -> 
 
 def _erased(base: Element, tensors: Sequence[Element], weights: Sequence[Element]) -> Element:
     deltas = [tensor - base for tensor in tensors]
-    sign = elected_sign(deltas)
-    agrees = [delta * sign > 0 for delta in deltas]
+    agrees = elected(deltas)
     kept = [delta * own for delta, own in zip(deltas, agrees, strict=True)]
     return combination(kept, weights) / maximum(combination(agrees, weights), _LEAST_WEIGHT)
 

@@ -17,8 +17,7 @@ _PARALLEL = 0.9995
 
 
 def _slerp(operands: Operands, parameters: Parameters) -> Fused:
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
-    ends = (operands.base, operands.tensors[0])
+    ends = (operands.required_base, operands.tensors[0])
     t = float(parameters.shared["t"])
     products = operands.gram_with_base()
     cosine = products[0, 1] / (_divisor(products[0, 0]) * _divisor(products[1, 1]))

@@ -40,7 +40,7 @@ class Thinned:
 
     Attributes:
         inputs: what is read beside the task vector.
-        spans: the numbers that `thin` takes after the task vector, by the place in the tensor.
+        spans: the numbers that `thin` takes after the task vector, of each span.
         thin: (element of the task vector, of each of `inputs`, numbers) to the element, or zero where it is dropped.
         norm: gives the sum of the magnitudes that are kept.
     """
@@ -70,7 +70,7 @@ DENSITY = Parameter("density", "The share of the task vector to keep.", per_mode
 """The share of elements to keep, rho; for all sparsifiers."""
 
 SEED = Parameter("seed", "Which random masks to use.", kind="int", default=0)
-"""What the random numbers of the random sparsifiers are drawn from, with the source and the tensor."""
+"""What the random numbers of the random sparsifiers are drawn from, with the model and the tensor."""
 
 GAMMA = Parameter(
     "gamma", "The share of the largest elements to drop as outliers.", per_model=True, default=0.01, low=0.0, high=1.0
@@ -99,10 +99,10 @@ def _drop_at_random(delta: Element, blocks: Sequence[Element], numbers: Sequence
     return delta * (noise < cut)
 
 
-def _largest(operands: Operands, source: int, counts: Sequence[int]) -> Spans:
+def _largest(operands: Operands, model: int, counts: Sequence[int]) -> Spans:
     """Returns, for each of the counts, the magnitude up to which elements are not among so many largest."""
     thresholds = [
-        operands.magnitudes(source).threshold(count) if count else Threshold.of_none(operands.numel) for count in counts
+        operands.magnitudes(model).threshold(count) if count else Threshold.of_none(operands.numel) for count in counts
     ]
     stops = sorted({operands.numel, *(threshold.position for threshold in thresholds)})
     return tuple((stop, tuple(threshold.dropped_up_to(stop) for threshold in thresholds)) for stop in stops)
@@ -119,51 +119,50 @@ class _Kept:
         return abs(self.thin(tensor - base, (), numbers))
 
 
-def _trimmed(operands: Operands, source: int, spans: Spans, thin: Thin) -> Thinned:
+def _trimmed(operands: Operands, model: int, spans: Spans, thin: Thin) -> Thinned:
     """Returns what is kept where nothing is random: its norm is a sum over all elements."""
-    assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
-    magnitudes = Fused(_Kept(thin), (operands.tensors[source], operands.base), spans)
+    magnitudes = Fused(_Kept(thin), (operands.tensors[model], operands.required_base), spans)
     return Thinned((), spans, thin, lambda: operands.total(magnitudes))
 
 
-def _by_magnitude(operands: Operands, source: int, values: Mapping[str, Value], _seed: int) -> Thinned:
+def _by_magnitude(operands: Operands, model: int, values: Mapping[str, Value], _seed: int) -> Thinned:
     # At least one is kept, however short the tensor.
     count = max(1, int(values["density"] * operands.numel))
-    return _trimmed(operands, source, _largest(operands, source, (count,)), _trim)
+    return _trimmed(operands, model, _largest(operands, model, (count,)), _trim)
 
 
-def _without_outliers(operands: Operands, source: int, values: Mapping[str, Value], _seed: int) -> Thinned:
+def _without_outliers(operands: Operands, model: int, values: Mapping[str, Value], _seed: int) -> Thinned:
     kept, top = (int(values[name] * operands.numel) for name in ("density", "gamma"))
     top = min(top, operands.numel - kept)
     if kept == 0:
         spans: Spans = ((operands.numel, (math.inf, math.inf)),)
     else:
-        spans = _largest(operands, source, (kept + top, top))
-    return _trimmed(operands, source, spans, _trim_outliers)
+        spans = _largest(operands, model, (kept + top, top))
+    return _trimmed(operands, model, spans, _trim_outliers)
 
 
-def _at_random(operands: Operands, source: int, values: Mapping[str, Value], seed: int) -> Thinned:
-    return _random(operands, source, operands.noise(seed, source), float(values["density"]), ("noise", seed))
+def _at_random(operands: Operands, model: int, values: Mapping[str, Value], seed: int) -> Thinned:
+    return _random(operands, model, operands.noise(seed, model), float(values["density"]), ("noise", seed))
 
 
-def _by_rank(operands: Operands, source: int, values: Mapping[str, Value], seed: int) -> Thinned:
+def _by_rank(operands: Operands, model: int, values: Mapping[str, Value], seed: int) -> Thinned:
     density, epsilon = float(values["density"]), float(values["epsilon"])
     if density - epsilon <= 0 or density + epsilon >= 1:
         raise MergeError(
             f"density is {density:g} and epsilon {epsilon:g}, so chances would go from {density - epsilon:g} to "
             f"{density + epsilon:g}; expected both inside (0, 1), make epsilon smaller"
         )
-    noise = operands.noise(seed, source)
+    noise = operands.noise(seed, model)
 
     def ranked(start: int, stop: int) -> Tensor:
-        return _noise_by_rank(operands, source, noise, epsilon, start, stop)
+        return _noise_by_rank(operands, model, noise, epsilon, start, stop)
 
-    by_rank = operands.derived(("della", seed, source, epsilon), ranked)
-    return _random(operands, source, by_rank, density, ("della", seed, epsilon))
+    by_rank = operands.derived(("della", seed, model, epsilon), ranked)
+    return _random(operands, model, by_rank, density, ("della", seed, epsilon))
 
 
 def _noise_by_rank(
-    operands: Operands, source: int, noise: SourceTensor, epsilon: float, start: int, stop: int
+    operands: Operands, model: int, noise: SourceTensor, epsilon: float, start: int, stop: int
 ) -> Tensor:
     """Returns random whole numbers that keep an element with its own chance when compared with one cut for all.
 
@@ -177,7 +176,7 @@ def _noise_by_rank(
     parts = []
     for first in range(start // row, -(-stop // row), rows):
         last = min(first + rows, -(-stop // row))
-        magnitudes = operands.distance(source, first * row, last * row).view(last - first, *shape[1:])
+        magnitudes = operands.distance(model, first * row, last * row).view(last - first, *shape[1:])
         ranks = magnitudes.argsort(dim=1, stable=True).argsort(dim=1).to(torch.float64)
         # The only element of a row has no rank: its chance is rho itself.
         relative = ranks.div_(shape[1] - 1) if shape[1] > 1 else torch.full_like(ranks, 0.5)
@@ -189,25 +188,25 @@ def _noise_by_rank(
     return whole[start - offset : stop - offset]
 
 
-def _random(operands: Operands, source: int, noise: SourceTensor, density: float, key: tuple[object, ...]) -> Thinned:
+def _random(operands: Operands, model: int, noise: SourceTensor, density: float, key: tuple[object, ...]) -> Thinned:
     level = cut(density)
 
     def norm() -> float:
         def table() -> NDArray[np.float64]:
-            return _norms_by_cut(operands, source, noise)
+            return _norms_by_cut(operands, model, noise)
 
-        norms = operands.once(("norms", source, *key), table) if operands.kept else table()
+        norms = operands.once(("norms", model, *key), table) if operands.kept else table()
         return float(norms[level - 1])
 
     numbers = SourceTensor(noise.shape, noise.device, lambda start, stop: as_numbers(noise.piece(start, stop)))
     return Thinned((numbers,), ((operands.numel, (number_of(level),)),), _drop_at_random, norm)
 
 
-def _norms_by_cut(operands: Operands, source: int, noise: SourceTensor) -> NDArray[np.float64]:
+def _norms_by_cut(operands: Operands, model: int, noise: SourceTensor) -> NDArray[np.float64]:
     """Returns, for each cut from 1 on, the sum of the magnitudes that it keeps."""
     norms = np.zeros(FIRST + LEVELS)
     for start, stop in operands.pieces():
-        magnitudes = operands.distance(source, start, stop).cpu().numpy()
+        magnitudes = operands.distance(model, start, stop).cpu().numpy()
         levels = noise.piece(start, stop).cpu().numpy()
         norms += np.bincount(levels, magnitudes, len(norms))
     return norms.cumsum()

@@ -36,7 +36,6 @@ class _Composition:
     consensus: bool
 
     def __call__(self, operands: Operands, parameters: Parameters) -> Fused:
-        assert operands.base is not None  # MergeMethod has checked it; this line is for the type checker.
         parts = list(self._parts(operands, parameters))
         normalize = bool(parameters.shared["normalize"])
         scale = float(parameters.shared["lambda"])
@@ -49,7 +48,7 @@ class _Composition:
         if self.consensus:
             kernel = _ElectedSum(forms, normalize)
             last = (*(part.weight for part in parts if normalize), scale)
-        inputs = (operands.base, *(source for part in parts for source in part.inputs))
+        inputs = (operands.required_base, *(source for part in parts for source in part.inputs))
         return Fused(kernel, inputs, _merged_spans(operands.numel, parts, last))
 
     def _parts(self, operands: Operands, parameters: Parameters) -> Iterator[_Part]:
@@ -57,17 +56,17 @@ class _Composition:
 
         A model whose weight or density is zero adds nothing and elects nothing: it is left out.
         """
-        for source, (tensor, own) in enumerate(zip(operands.tensors, parameters.models, strict=True)):
+        for model, (tensor, own) in enumerate(zip(operands.tensors, parameters.models, strict=True)):
             weight, density = float(own["weight"]), own.get("density", 1.0)
             if weight == 0 or density <= 0 or operands.numel == 0:
                 continue
             if self.sparsifier is None or density >= 1:
                 yield _Part(weight, weight, (tensor,), None, ((operands.numel, ()),))
                 continue
-            thinned = self.sparsifier.choose(operands, source, own, int(parameters.shared.get("seed", 0)))
+            thinned = self.sparsifier.choose(operands, model, own, int(parameters.shared.get("seed", 0)))
             factor = weight
             if parameters.shared["rescale"]:
-                before, after = operands.l1_norm(source), thinned.norm()
+                before, after = operands.l1_norm(model), thinned.norm()
                 # Matches the L1 norms; the DARE paper divides by rho, which is this on average only.
                 if not (before < _NO_NORM or after < _NO_NORM):
                     factor *= before / after
@@ -94,7 +93,7 @@ class _Part:
 
 
 def _merged_spans(numel: int, parts: Sequence[_Part], last: tuple[float, ...]) -> Spans:
-    """Returns the numbers by their place in the tensor: for each part its factor and its own; then `last`."""
+    """Returns the numbers of each span: for each part its factor and its own; then `last`."""
     spans = []
     for stop in sorted({numel, *(stop for part in parts for stop, _ in part.spans)}):
         numbers: list[float] = []
@@ -158,8 +157,7 @@ class _ElectedSum(_Sum):
         deltas = self.deltas(blocks, numbers)
         if not deltas:
             return base
-        sign = elected_sign(deltas)
-        agrees = [delta * sign > 0 for delta in deltas]
+        agrees = elected(deltas)
         merged = total(delta * own for delta, own in zip(deltas, agrees, strict=True))
         if self.divided:
             divisor = combination(agrees, numbers[-1 - len(deltas) : -1])
@@ -168,10 +166,11 @@ class _ElectedSum(_Sum):
         return base + scale * merged
 
 
-def elected_sign(deltas: Sequence[Element]) -> Element:
-    """Returns the sign of the sum, + where that is zero: 2 [sum >= 0] - 1."""
-    # Yadav et al., §4 (Elect): gamma = sgn(sum_i w_i d_i)
-    return 2 * (total(deltas) >= 0) - 1
+def elected(deltas: Sequence[Element]) -> list[Element]:
+    """Returns, for each, 1 where it has the sign of the sum, + where that is zero; else 0."""
+    # Yadav et al., §4 (Elect): gamma = sgn(sum_i w_i d_i) = 2 [sum >= 0] - 1
+    sign = 2 * (total(deltas) >= 0) - 1
+    return [delta * sign > 0 for delta in deltas]
 
 
 def _member(

@@ -29,8 +29,8 @@ def _task_matrices(operands: Operands, rank: float, active: Sequence[int]) -> li
     # Where a matrix has fewer singular vectors than there are tasks, each keeps one.
     kept = min(smaller, max(1, int(rank * smaller / len(active)))) if rank > 0 else 0
     lefts, rights, values = [], [], []
-    for source in active:
-        delta = tall(operands.whole_delta(source)).double()
+    for model in active:
+        delta = tall(operands.whole_delta(model)).double()
         # Delta_i = U_i Sigma_i V_i^T, of which the first k are kept
         sigma, right = right_singular(delta)
         sigma, right = sigma[:kept], right[:, :kept]

@@ -26,21 +26,21 @@ def _wudi(operands: Operands, parameters: Parameters) -> Fused:
 def _task_matrices(operands: Operands, active: Sequence[int]) -> list[Tensor]:
     """Returns each task's part of the merged matrix, at a weight of 1."""
     rows, columns = operands.shape
-    norms = [float(np.sqrt(operands.gram()[source, source])) for source in active]
+    norms = [float(np.sqrt(operands.gram()[model, model])) for model in active]
     damping = _DAMPING * len(active) / columns
     # The equations are as many as the matrix has columns, or all tasks together have rows: the fewer are solved.
     solve = _by_columns if columns <= rows * len(active) else _by_rows
     return solve(operands, active, norms, damping)
 
 
-def _unit(operands: Operands, source: int, norm: float) -> Tensor:
+def _unit(operands: Operands, model: int, norm: float) -> Tensor:
     """Returns tau_i / |tau_i|, float64; zeros where it has no length."""
-    delta = operands.whole_delta(source).double()
+    delta = operands.whole_delta(model).double()
     return delta.div_(norm) if norm > 0 else delta
 
 
 def _by_columns(operands: Operands, active: Sequence[int], norms: Sequence[float], damping: float) -> list[Tensor]:
-    units = [_unit(operands, source, norm) for source, norm in zip(active, norms, strict=True)]
+    units = [_unit(operands, model, norm) for model, norm in zip(active, norms, strict=True)]
     grams = [unit.T @ unit for unit in units]
     total = torch.stack(grams).sum(dim=0)
     factor = torch.linalg.cholesky(_damped(total, damping))
@@ -54,13 +54,13 @@ def _by_columns(operands: Operands, active: Sequence[int], norms: Sequence[float
 
 def _by_rows(operands: Operands, active: Sequence[int], norms: Sequence[float], damping: float) -> list[Tensor]:
     rows = operands.shape[0]
-    units = torch.cat([_unit(operands, source, norm) for source, norm in zip(active, norms, strict=True)])
+    units = torch.cat([_unit(operands, model, norm) for model, norm in zip(active, norms, strict=True)])
     products = units @ units.T
     # (A^T A + delta)^-1 A^T = A^T (A A^T + delta)^-1, A being all task vectors, one below the other
     solved = torch.cholesky_solve(units, torch.linalg.cholesky(_damped(products, damping)))
     found = []
-    for place, norm in enumerate(norms):
-        own = slice(place * rows, (place + 1) * rows)
+    for index, norm in enumerate(norms):
+        own = slice(index * rows, (index + 1) * rows)
         seen = products[own].clone()
         seen[:, own] = 0
         found.append((units[own] - seen @ solved).mul_(norm).float())

@@ -1,7 +1,6 @@
 """The C compiler: found or not, at work or broken; what it made is kept, and made again where it is damaged."""
 
 import ctypes
-import os
 import shutil
 import subprocess
 import sys
@@ -88,7 +87,6 @@ def test_there_need_be_no_home(use_compiler, monkeypatch):
 
 
 @needs_a_compiler
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users")
 def test_the_cache_is_the_users_own(cache, use_compiler):
     use_compiler(INSTALLED)
     native.library(SOURCE)
