@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evomerge.architecture import Architecture, LanguagePart
-from evomerge.build.plan import Job, Layout
+from evomerge.build.plan import Job, Layout, config_stored_as
 from evomerge.checkpoint import Checkpoint, CheckpointView, TensorInfo
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe
@@ -118,10 +118,7 @@ def completed(layout: Layout, recipe: Recipe) -> Layout:
         )
         raise RecipeError([recipe.fault(("component", "language_of"), message)])
     beside = tuple(Job(info, ((_rest(name), tensor),), None, None) for tensor, info in rest.tensors.items())
-    config = part.within(whole.config, layout.config)
-    stored = recipe.out_dtype or recipe.dtype
-    if stored:
-        config = {**{key: value for key, value in config.items() if key != "torch_dtype"}, "dtype": stored}
+    config = config_stored_as(recipe, part.within(whole.config, layout.config))
     return dataclasses.replace(layout, donor=whole, config=config, jobs=layout.jobs + beside)
 
 

@@ -26,6 +26,14 @@ MERGED = {*DTYPES.values(), torch.float64}
 """The dtypes of tensors that can be merged; others are at most copied."""
 
 
+def config_stored_as(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a result's config with the dtype in which the recipe has it stored, where it says one."""
+    dtype = recipe.out_dtype or recipe.dtype
+    # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
+    kept = {key: value for key, value in config.items() if not (dtype and key == "torch_dtype")}
+    return {**kept, "dtype": dtype} if dtype else kept
+
+
 @dataclass(frozen=True)
 class Job:
     """How one tensor of the result is made.

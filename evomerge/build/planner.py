@@ -1,9 +1,9 @@
 """`Planner`: recipes over the same models in, plans out.
 
 Every fault of a recipe and of how its models fit together is found here, from headers and configs (and integers, which
-must be the same in all models). What depends
-on the models is computed once; so is what depends on the structure of a recipe, which is all but its parameters'
-numbers: a candidate of a search over numbers costs what resolving its numbers costs.
+must be the same in all models). What depends on the models is computed once; so is what depends on the structure of a
+recipe, which is all but its parameters' numbers: a candidate of a search over numbers costs what resolving its numbers
+costs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from evomerge.build.component import advice, completed
 from evomerge.build.modules import owners
 from evomerge.build.parameters import resolved
 from evomerge.build.parts import Part, checked_method, parts_of
-from evomerge.build.plan import DTYPES, MERGED, Job, Layout, Plan
+from evomerge.build.plan import DTYPES, MERGED, Job, Layout, Plan, config_stored_as
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.document import Location
 from evomerge.errors import RecipeError
@@ -37,7 +37,7 @@ class _Model:
         checkpoint: the checkpoint.
         architecture: its architecture.
         before: names of the tensors before the layers.
-        layers: for each layer (name, what follows the layer's number in it) of every tensor.
+        layers: for each layer what follows its number in the name of every tensor.
         after: names of the tensors after the layers.
     """
 
@@ -46,12 +46,12 @@ class _Model:
         self.architecture = Architecture.of(checkpoint.config, checkpoint.tensors)
         self.before: list[str] = []
         self.after: list[str] = []
-        self.layers: list[list[tuple[str, str]]] = [[] for _ in range(self.architecture.num_layers)]
+        self.layers: list[list[str]] = [[] for _ in range(self.architecture.num_layers)]
         for name in checkpoint.tensors:
             layer = self.architecture.layer_of(name)
             if layer is not None:
-                number = name[len(self.architecture.stack) :].partition(".")[0]
-                self.layers[layer].append((name, name[len(self.architecture.stack) + len(number) :]))
+                _, dot, rest = name[len(self.architecture.stack) :].partition(".")
+                self.layers[layer].append(dot + rest)
             elif self.architecture.position(name) == "after":
                 self.after.append(name)
             else:
@@ -131,7 +131,7 @@ class Planner:
         _check_ranges(recipe, parts, models)
         builder = _LayoutBuilder(recipe, models, module_of)
         jobs = builder.jobs(parts, main, donor.architecture.tied)
-        config = dict(donor.checkpoint.config)
+        config = donor.checkpoint.config
         stacked = [part for part in parts if part.module == main and part.ranged]
         if stacked:
             origins = [
@@ -140,11 +140,7 @@ class Planner:
                 for offset in range(part.num_layers)
             ]
             config = config_of_stack(donor.checkpoint.config, origins)
-        dtype = recipe.out_dtype or recipe.dtype
-        if dtype:
-            # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
-            config = {**{k: v for k, v in config.items() if k != "torch_dtype"}, "dtype": dtype}
-        layout = Layout(chosen, self._checkpoints, donor.checkpoint, config, jobs)
+        layout = Layout(chosen, self._checkpoints, donor.checkpoint, config_stored_as(recipe, config), jobs)
         return _Planned(completed(layout, recipe) if recipe.component else layout, tuple(builder.slots), depth)
 
 
@@ -292,7 +288,7 @@ class _LayoutBuilder:
                 ),
                 t,
             )
-            for _, rest in model.layers[first.first + offset]
+            for rest in model.layers[first.first + offset]
         ]
 
     def job(

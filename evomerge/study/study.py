@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 
@@ -30,8 +30,6 @@ from evomerge.study.record import Outcome, Record, Trial, write_atomically
 
 MOST_FAILURES = 12
 """A search whose first candidates all fail stops here: the fault is not in the numbers."""
-
-Number = TypeVar("Number", float, Any)
 
 
 class Observer(Protocol):
@@ -71,26 +69,25 @@ class Objective:
     weights: Mapping[str, float]
     ranges: Mapping[str, tuple[float, float]] | None
 
-    def __call__(self, means: Mapping[str, Number]) -> Number:
-        """Returns the weighted mean of the tasks' means; arrays are taken element by element."""
-        total: Any = 0.0
+    def __call__(self, means: Mapping[str, float]) -> float:
+        """Returns the weighted mean of the tasks' means."""
+        total = 0.0
         for name, weight in self.weights.items():
-            value: Any = means[name]
-            if self.ranges is not None:
-                low, high = self.ranges[name]
-                # Parents that score alike give no range to normalize to: only the distance to them counts.
-                value = (value - low) / ((high - low) or 1.0)
-            total = total + weight * value
-        found: Number = total / sum(self.weights.values())
-        return found
+            low, width = self._range(name)
+            total += weight * ((means[name] - low) / width)
+        return total / sum(self.weights.values())
 
     @property
     def slopes(self) -> dict[str, float]:
         """By how much the objective rises with each task's mean."""
-        ranges = self.ranges or {}
         whole = sum(self.weights.values())
-        widths = {name: high - low or 1.0 for name, (low, high) in ranges.items()}
-        return {name: weight / whole / widths.get(name, 1.0) for name, weight in self.weights.items()}
+        return {name: weight / whole / self._range(name)[1] for name, weight in self.weights.items()}
+
+    def _range(self, name: str) -> tuple[float, float]:
+        """Returns the score of a task that counts as 0, and how far above it the one is that counts as 1."""
+        low, high = (0.0, 1.0) if self.ranges is None else self.ranges[name]
+        # Parents that score alike give no range to normalize to: only the distance to them counts.
+        return low, (high - low) or 1.0
 
 
 class Study:
@@ -358,7 +355,7 @@ class Study:
     def value(self, outcome: Outcome) -> float | None:
         """Returns an outcome's objective; None where it failed."""
         found = outcome.means
-        return None if found is None else float(self.objective(found))
+        return None if found is None else self.objective(found)
 
     def ranked(self) -> list[Trial]:
         """Returns the merges that were scored, the best first, the earlier first among equals; each recipe once."""

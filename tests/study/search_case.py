@@ -1,10 +1,11 @@
-"""A search of tiny models that takes a second: folders, recipe and tasks, for the tests of studies and commands."""
+"""A search of tiny models that takes a second: folders, recipe and tasks, and who runs and watches it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from evomerge.study import Conclusion, Study, Trial, conclude, prepare
 from tests.tiny import tiny_checkpoint
 
 RECIPE = """\
@@ -51,3 +52,37 @@ def write_case(
         RECIPE.format(method=method, folder=folder, optimizer=optimizer, evaluations=evaluations, settings=settings)
     )
     return recipe
+
+
+class Watcher:
+    """Keeps what it is told; `stop_at` interrupts the search as Ctrl-C would, when that trial is on record."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+        self.fresh: list[Trial] = []
+        self.notes: list[str] = []
+
+    def loading(self, done, total): ...
+
+    def evaluating(self, what, stage): ...
+
+    def baseline(self, name, outcome, objective): ...
+
+    def generation(self, number, results): ...
+
+    def holdout(self, name, done, total): ...
+
+    def trial(self, trial, fresh):
+        if fresh:
+            self.fresh.append(trial)
+            if trial.number == self.stop_at:
+                raise KeyboardInterrupt
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def search(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> Conclusion:
+    with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher()) as study:
+        study.run()
+        return conclude(study)

@@ -11,19 +11,12 @@ from safetensors.torch import load_file, save_file
 from evomerge.errors import StudyError, TaskError
 from evomerge.recipe import Recipe
 from evomerge.study import Record, Study, prepare
-from tests.study.search_case import write_case
-from tests.study.test_study import Watcher, search
+from tests.study.search_case import Watcher, search, write_case
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_case(tmp_path_factory.mktemp("case"), optimizer="random", evaluations=3)
-
-
-@pytest.fixture(scope="module")
-def whole(case: Path) -> Path:
-    search(case, case.parent / "whole")
-    return case.parent / "whole"
 
 
 def test_a_search_that_failed_before_it_scored_anything_begins_anew_where_the_mistake_is_mended(tmp_path: Path):

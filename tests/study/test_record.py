@@ -13,19 +13,12 @@ import pytest
 from evomerge.checkpoint import UNFINISHED
 from evomerge.errors import StudyError
 from evomerge.study import Record, runs
-from tests.study.search_case import write_case
-from tests.study.test_study import Watcher, search
+from tests.study.search_case import Watcher, search, write_case
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_case(tmp_path_factory.mktemp("case"), optimizer="random", evaluations=6)
-
-
-@pytest.fixture(scope="module")
-def whole(case: Path) -> Path:
-    search(case, case.parent / "whole")
-    return case.parent / "whole"
 
 
 @pytest.fixture

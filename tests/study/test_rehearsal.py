@@ -13,8 +13,7 @@ from evomerge.build import LiveModel, compute_dtype, open_recipe
 from evomerge.build.live import _faster
 from evomerge.errors import EvaluationError
 from evomerge.study import Study, prepare
-from tests.study.search_case import write_case
-from tests.study.test_study import Watcher
+from tests.study.search_case import Watcher, write_case
 from tests.test_cli import evomerge
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {}

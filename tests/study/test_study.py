@@ -20,43 +20,9 @@ from evomerge.cli.evaluation import evaluated
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError, StudyError, TaskError
 from evomerge.evaluator import Evaluator
 from evomerge.recipe import Recipe
-from evomerge.study import Conclusion, Preparation, Record, Study, Trial, conclude, prepare
+from evomerge.study import Preparation, Record, Study, conclude, prepare
 from scripts.check_kills import killed_search, run_state, search_command
-from tests.study.search_case import write_case
-
-
-class Watcher:
-    """Keeps what it is told; `stop_at` interrupts the search as Ctrl-C would, when that trial is on record."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
-        self.fresh: list[Trial] = []
-        self.notes: list[str] = []
-
-    def loading(self, done, total): ...
-
-    def evaluating(self, what, stage): ...
-
-    def baseline(self, name, outcome, objective): ...
-
-    def generation(self, number, results): ...
-
-    def holdout(self, name, done, total): ...
-
-    def trial(self, trial, fresh):
-        if fresh:
-            self.fresh.append(trial)
-            if trial.number == self.stop_at:
-                raise KeyboardInterrupt
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-def search(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> Conclusion:
-    with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher()) as study:
-        study.run()
-        return conclude(study)
+from tests.study.search_case import Watcher, search, write_case
 
 
 def assert_written_winner_scores_what_was_recorded(preparation: Preparation, folder: Path) -> None:
@@ -76,13 +42,6 @@ def assert_written_winner_scores_what_was_recorded(preparation: Preparation, fol
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_case(tmp_path_factory.mktemp("case"))
-
-
-@pytest.fixture(scope="module")
-def whole(case: Path) -> Path:
-    folder = case.parent / "whole"
-    search(case, folder)
-    return folder
 
 
 def test_the_record_holds_every_evaluation(case: Path, whole: Path):
