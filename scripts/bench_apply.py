@@ -38,7 +38,7 @@ SIDES = ("evomerge", "mergekit")
 PROGRAMS = {
     "evomerge": """
 import sys, time
-import evomerge.build
+import evomerge.merge
 from evomerge.cli import main
 sys.argv = ["evomerge", "apply", *sys.argv[1:]]
 """,

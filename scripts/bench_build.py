@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from evomerge.build import Plan, Sources, into_tensors, open_models, plan
 from evomerge.kernels import PIECE
+from evomerge.merge import Plan, WeightStore, into_tensors, open_models, plan
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe
 
@@ -100,8 +100,8 @@ class Ours:
     def __init__(self, method: str, models: list[str]) -> None:
         self.method, self.models = method, models
         made = self._plan(0)
-        self.sources = Sources(made.layout.checkpoints, "memory", torch.device("cpu"))
-        self.sources.load()
+        self.store = WeightStore(made.layout.checkpoints, "memory", torch.device("cpu"))
+        self.store.load()
         self.result = {info.name: torch.zeros(info.shape, dtype=info.dtype) for info in made.layout.tensors}
         self.first = self.build(0)
 
@@ -112,7 +112,7 @@ class Ours:
     def build(self, step: int) -> float:
         """Returns the seconds for one candidate."""
         made = self._plan(step)
-        return timed(lambda: into_tensors(made, self.result, self.sources))
+        return timed(lambda: into_tensors(made, self.result, self.store))
 
     def copy(self) -> float:
         """Returns the seconds in which all sources are read and the result is written, with nothing computed."""
@@ -120,7 +120,7 @@ class Ours:
 
         def copied(name: str) -> None:
             (job,) = (job for job in made.layout.jobs if job.info.name == name)
-            operands = self.sources.operands(job)
+            operands = self.store.operands(job)
             base = [] if operands.base is None else [operands.base]
             target = self.result[name].view(-1)
             scratch = torch.empty(PIECE, dtype=target.dtype)

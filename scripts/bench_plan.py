@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.build import Planner, open_models
 from evomerge.checkpoint import TensorInfo
 from evomerge.checkpoint.header import encode_header
+from evomerge.merge import Planner, open_models
 from evomerge.recipe import Recipe
 from evomerge.search import SearchSpace
 

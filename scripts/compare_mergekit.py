@@ -50,8 +50,8 @@ from mergekit_comparison import (
 from mergekit_statistics import CONSENSUS, Masked, examine, fusion_faults
 from torch import Tensor
 
-from evomerge.build import Job, Plan, into_directory, open_recipe
 from evomerge.errors import EvomergeError
+from evomerge.merge import Job, Plan, into_directory, open_recipe
 
 SCRIPTS = Path(__file__).resolve().parent
 DIFFERENCES = SCRIPTS.parent / "docs" / "mergekit-differences.md"

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from evomerge.build import LiveModel, Plan, Sources, into_directory, into_model, plan
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import ArchitectureError
+from evomerge.merge import Plan, WeightStore, into_directory, plan
 from evomerge.recipe import Recipe
+from evomerge.runtime import LiveModel
 from tests.tiny import IMAGE_KINDS, IMAGE_TOKEN, KINDS, auto_class, tiny_checkpoint
 
 RECIPES = {
@@ -60,7 +61,7 @@ def loaded(made: Plan, folder: Path, kind: str) -> nn.Module:
 def live(made: Plan) -> nn.Module:
     """The plan's model, filled in place."""
     resident = LiveModel(made, "cpu", made.layout.dtype)
-    into_model(made, resident, Sources(made.layout.checkpoints, "disk", torch.device("cpu"), reused=False))
+    resident.fill(made, WeightStore(made.layout.checkpoints, "disk", torch.device("cpu"), reused=False))
     return resident.model
 
 

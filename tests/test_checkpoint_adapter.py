@@ -15,9 +15,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evomerge.build import Sources
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError
+from evomerge.merge import WeightStore
 from tests.tiny import auto_class, tiny_checkpoint
 
 Q = "model.layers.%d.self_attn.q_proj"
@@ -267,7 +267,7 @@ def test_numbers_that_are_not_finite_are_found_when_the_model_is_loaded(model: P
     parts[f"{Q % 0}.lora_B.weight"][3] = float("nan")
     reference = f"{model}+{adapter(tmp_path / 'lora', parts)}"
     with pytest.raises(CheckpointError, match=r"q_proj\.weight has 16 values that are NaN"):
-        Sources({reference: open_checkpoint(reference)}, "memory", torch.device("cpu")).load()
+        WeightStore({reference: open_checkpoint(reference)}, "memory", torch.device("cpu")).load()
 
 
 def test_model_and_adapter_have_revisions_of_their_own(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from evomerge.build import checked_method
 from evomerge.cli import main
 from evomerge.cli.app import app
+from evomerge.merge import checked_method
 from evomerge.recipe import Recipe
 from evomerge.study import prepare
 from evomerge.tasks import Task

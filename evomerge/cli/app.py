@@ -113,9 +113,9 @@ def search(
 
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
-    from evomerge.build import compute_device
     from evomerge.cli.display import SearchDisplay, conclusion_table, fitted
     from evomerge.cli.quantities import duration
+    from evomerge.merge import compute_device
     from evomerge.study import Study, conclude, prepare
 
     folder = run_dir or Path("runs") / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
@@ -128,18 +128,18 @@ def search(
     with stoppable(stopped):
         compute_device(device)
         with _waiting("Checking the recipe, its models and tasks"):
-            preparation = prepare(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
-        say(_summary(recipe, preparation, device))
-        display = SearchDisplay(out, preparation)
-        with display, Study(preparation, folder, device, display) as study:
+            spec = prepare(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
+        say(_summary(recipe, spec, device))
+        display = SearchDisplay(out, spec)
+        with display, Study(spec, folder, device, display) as study:
             study.run()
-            conclusion = conclude(study)
-        out.print(fitted(conclusion_table(conclusion), out))
-        say(conclusion.verdict, style="bold")
-        seconds = conclusion.seconds
-        failed = f", {conclusion.failures} failed" if conclusion.failures else ""
+            report = conclude(study)
+        out.print(fitted(conclusion_table(report), out))
+        say(report.verdict, style="bold")
+        seconds = report.seconds
+        failed = f", {report.failures} failed" if report.failures else ""
         say(
-            f"{conclusion.evaluations} evaluations{failed}: {duration(seconds['build'])} building,"
+            f"{report.evaluations} evaluations{failed}: {duration(seconds['build'])} building,"
             f" {duration(seconds['evaluate'])} evaluating, {duration(seconds['other'])} other.\n"
             f"Make the model: evomerge apply {best} OUT_DIR"
         )
@@ -165,8 +165,8 @@ def apply(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from evomerge.build import into_directory, open_recipe, remarks
     from evomerge.cli.quantities import size
+    from evomerge.merge import into_directory, open_recipe, plan_warnings
 
     before = _inode(out_dir)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -187,7 +187,9 @@ def apply(
                 needed=[path],
                 progress=lambda count: progress.advance(bar, count),
             )
-        say("\n".join([f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}", *remarks(plan)]))
+        say(
+            "\n".join([f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}", *plan_warnings(plan)])
+        )
 
 
 def _inode(path: Path) -> int | None:
@@ -248,8 +250,8 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
 
     Example: evomerge check recipes/quickstart.yaml
     """
-    from evomerge.build import compute_device, open_recipe, remarks
     from evomerge.cli.quantities import size
+    from evomerge.merge import compute_device, open_recipe, plan_warnings
     from evomerge.recipe import Recipe
     from evomerge.study import prepare
 
@@ -258,16 +260,16 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
     path = _recipe_file(recipe)
     document = Recipe.load(path)
     if document.holes():
-        preparation = prepare(document, compute_dtype=compute_dtype)
-        preparation.rehearse()
-        say(_summary(path, preparation, device, full=True))
+        spec = prepare(document, compute_dtype=compute_dtype)
+        spec.rehearse()
+        say(_summary(path, spec, device, full=True))
         return
     plan = open_recipe(document)
     layout = plan.layout
     models = ", ".join(layout.checkpoints)
     say(
         f"{path}: {layout.method.name} of {models}; {len(layout.jobs)} tensors, {size(layout.nbytes)}; no holes.\n"
-        + "".join(f"{remark}\n" for remark in remarks(plan))
+        + "".join(f"{warning}\n" for warning in plan_warnings(plan))
         + f"Make the model: evomerge apply {path} OUT_DIR"
     )
 
@@ -288,25 +290,25 @@ def list_runs(
         say("\n  ".join(lines))
 
 
-def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> str:
+def _summary(path: Path, spec: Any, device: str, full: bool = False) -> str:
     """Returns what a search is about to do, and with ``full`` what it needs and where it will live."""
-    from evomerge.build import compute_device, remarks
     from evomerge.cli.quantities import size
+    from evomerge.merge import compute_device, plan_warnings
     from evomerge.search import SearchSpace
 
-    space: SearchSpace = preparation.space
-    settings = preparation.settings
+    space: SearchSpace = spec.space
+    settings = spec.settings
     where = compute_device(device)
     names = {"device": f"in {where}'s memory", "memory": "in main memory", "disk": "on disk, read piece by piece"}
     lines = [
-        f"{path}: {preparation.recipe.merge_method} of {', '.join(preparation.parents)}",
+        f"{path}: {spec.recipe.merge_method} of {', '.join(spec.parents)}",
         f"{len(space)} numbers by {settings.optimizer}, {settings.evaluations} evaluations, seed {settings.seed};"
         f" on {where}",
     ]
     if full:
-        dtype = preparation.runs_in(where)
-        place = preparation.place(where, dtype)
-        kept = size(preparation.source_bytes)
+        dtype = spec.runs_in(where)
+        place = spec.tier(where, dtype)
+        kept = size(spec.source_bytes)
         runs_in = str(dtype).removeprefix("torch.")
         lines += [
             f"  {dimension.name}: {dimension.low:g} to {dimension.high:g}, from {dimension.start:g}"
@@ -314,12 +316,12 @@ def _summary(path: Path, preparation: Any, device: str, full: bool = False) -> s
         ]
         lines += [
             f"tasks: {task.name}, {len(task.items('search'))} items to search on, {len(task.items('holdout'))} held out"
-            for task in preparation.tasks
+            for task in spec.tasks
         ]
         lines += [
-            f"memory: {size(preparation.live_bytes(dtype))} for the model that is refilled, on {where} in {runs_in};"
-            f" {kept} for {len(preparation.checkpoints)} models, {names[place]}",
-            *remarks(preparation.first),
+            f"memory: {size(spec.live_bytes(dtype))} for the model that is refilled, on {where} in {runs_in};"
+            f" {kept} for {len(spec.checkpoints)} models, {names[place]}",
+            *plan_warnings(spec.first),
             "OK: ready to search",
         ]
     return "\n".join(lines)

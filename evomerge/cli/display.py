@@ -17,7 +17,7 @@ from rich.text import Text
 
 from evomerge.cli.quantities import duration, size
 from evomerge.search import Result
-from evomerge.study import Conclusion, Outcome, Preparation, Standing, Trial
+from evomerge.study import ModelResult, Outcome, ReportData, SearchSpec, Trial
 
 LINE_SECONDS = 10.0
 """Where the output is not a terminal, a line at most this often."""
@@ -28,12 +28,12 @@ class SearchDisplay:
 
     Args:
         console: where to print.
-        preparation: what is searched.
+        spec: what is searched.
     """
 
-    def __init__(self, console: Console, preparation: Preparation) -> None:
+    def __init__(self, console: Console, spec: SearchSpec) -> None:
         self._console = console
-        self._total = preparation.settings.evaluations
+        self._total = spec.settings.evaluations
         self._baselines: dict[str, float | None] = {}
         self._mean: float | None = None
         self._best: Trial | None = None
@@ -166,34 +166,34 @@ def fitted(table: Table, console: Console) -> RenderableType:
     return Group(*lines)
 
 
-def conclusion_table(conclusion: Conclusion) -> Table:
+def conclusion_table(report: ReportData) -> Table:
     """Returns the table at the end of a search: every model's search score, holdout score and interval."""
     table = Table(title="Higher is better. Intervals: 95%.", title_justify="left")
     table.add_column("model", overflow="fold")
     table.add_column("search", justify="right")
     table.add_column("holdout", justify="right")
     table.add_column("interval", justify="right", no_wrap=True)
-    tasks = list(conclusion.winner.tasks) if len(conclusion.winner.tasks) > 1 else []
+    tasks = list(report.winner.tasks) if len(report.winner.tasks) > 1 else []
     for task in tasks:
         table.add_column(task, justify="right", overflow="fold")
 
-    def row(label: str, standing: Standing, style: str = "") -> None:
-        cells = [label, _number(standing.search), _number(standing.holdout), _interval(standing.interval)]
-        table.add_row(*cells, *(_number(standing.tasks.get(task)) for task in tasks), style=style)
+    def row(label: str, result: ModelResult, style: str = "") -> None:
+        cells = [label, _number(result.search), _number(result.holdout), _interval(result.interval)]
+        table.add_row(*cells, *(_number(result.tasks.get(task)) for task in tasks), style=style)
 
-    models = [*conclusion.parents, *([conclusion.base] if conclusion.base else [])]
+    models = [*report.parents, *([report.base] if report.base else [])]
     # A path's last part is enough, where it names one model alone: the columns beside it need the width.
     last = Counter(Path(model.name).name for model in models)
     short = {model.name: Path(model.name).name for model in models if last[Path(model.name).name] == 1}
-    if conclusion.base:
-        row(f"{short.get(conclusion.base.name, conclusion.base.name)} (base)", conclusion.base, "dim")
-    for parent in conclusion.parents:
+    if report.base:
+        row(f"{short.get(report.base.name, report.base.name)} (base)", report.base, "dim")
+    for parent in report.parents:
         row(short.get(parent.name, parent.name), parent)
-    if conclusion.mean:
-        row("mean of the parents", conclusion.mean)
+    if report.mean:
+        row("mean of the parents", report.mean)
     table.add_section()
-    row(f"winner: {conclusion.winner.name}", conclusion.winner, "bold green" if conclusion.beaten else "bold")
-    for finalist in conclusion.finalists[1:]:
+    row(f"winner: {report.winner.name}", report.winner, "bold green" if report.beaten else "bold")
+    for finalist in report.finalists[1:]:
         row(finalist.name, finalist, "dim")
     return table
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.build import Sources, compute_device, compute_dtype, open_models, open_recipe, plan
 from evomerge.errors import TaskError
-from evomerge.evaluator import Evaluator
+from evomerge.evaluation import Evaluator
+from evomerge.merge import WeightStore, compute_device, open_models, open_recipe, plan
 from evomerge.recipe import Recipe
+from evomerge.runtime import compute_dtype
 from evomerge.study import interval
 from evomerge.tasks import Task
 
@@ -44,8 +45,8 @@ def evaluated(
         recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
         made = plan(recipe, open_models(recipe))
     where = compute_device(device)
-    sources = Sources(made.layout.checkpoints, "disk", where, reused=False)
-    evaluator = Evaluator(made, tasks, sources, device, compute_dtype(made.layout, where, dtype))
+    store = WeightStore(made.layout.checkpoints, "disk", where, reused=False)
+    evaluator = Evaluator(made, tasks, store, device, compute_dtype(made.layout, where, dtype))
     for split in splits:
         evaluator.prepare(split)
     scores = []

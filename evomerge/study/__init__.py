@@ -1,21 +1,21 @@
 """Searches: checked before they begin, on record as they go, concluded on the holdout."""
 
-from evomerge.study.conclusion import Conclusion, Standing, conclude
 from evomerge.study.intervals import interval
-from evomerge.study.preparation import Preparation, prepare
 from evomerge.study.record import Outcome, Record, Trial
+from evomerge.study.report_data import ModelResult, ReportData, conclude
 from evomerge.study.runs import Run, runs
+from evomerge.study.search_spec import SearchSpec, prepare
 from evomerge.study.study import Objective, Observer, Study
 
 __all__ = [
-    "Conclusion",
+    "ModelResult",
     "Objective",
     "Observer",
     "Outcome",
-    "Preparation",
     "Record",
+    "ReportData",
     "Run",
-    "Standing",
+    "SearchSpec",
     "Study",
     "Trial",
     "conclude",

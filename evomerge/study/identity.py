@@ -12,26 +12,26 @@ import transformers
 
 import evomerge
 from evomerge.document import Location, spelled
-from evomerge.study.preparation import Preparation
+from evomerge.study.search_spec import SearchSpec
 
 _MOST_CHANGES = 4
 _MOST_CHARACTERS = 60
 _MISSING = object()
 
 
-def identity(preparation: Preparation, kept: MutableMapping[str, str]) -> dict[str, Any]:
+def identity(spec: SearchSpec, kept: MutableMapping[str, str]) -> dict[str, Any]:
     """Returns what must not change while a search goes on, as JSON holds it; the number of evaluations may grow.
 
     Args:
-        preparation: the search.
+        spec: the search.
         kept: digests of models' files, see `Checkpoint.fingerprint`.
     """
-    recipe = {key: value for key, value in preparation.recipe.as_data().items() if key != "search"}
+    recipe = {key: value for key, value in spec.recipe.as_data().items() if key != "search"}
     data = {
         "recipe": recipe,
-        "search": preparation.settings.model_dump(exclude={"evaluations"}),
-        "models": {name: checkpoint.fingerprint(kept) for name, checkpoint in preparation.checkpoints.items()},
-        "tasks": {task.name: [task.fingerprint("search"), task.fingerprint("holdout")] for task in preparation.tasks},
+        "search": spec.settings.model_dump(exclude={"evaluations"}),
+        "models": {name: checkpoint.fingerprint(kept) for name, checkpoint in spec.checkpoints.items()},
+        "tasks": {task.name: [task.fingerprint("search"), task.fingerprint("holdout")] for task in spec.tasks},
     }
     plain: dict[str, Any] = json.loads(json.dumps(data))
     return plain

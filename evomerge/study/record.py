@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from evomerge.checkpoint import UNFINISHED
 from evomerge.errors import StudyError
-from evomerge.evaluator import task_means
+from evomerge.evaluation import task_means
 from evomerge.search import Genome, SearchSpace
 
 DATABASE = "study.db"

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-from evomerge.build import Planner, Sources, compute_device, compute_dtype
 from evomerge.checkpoint import Reference
 from evomerge.errors import (
     ArchitectureError,
@@ -21,12 +20,14 @@ from evomerge.errors import (
     StudyError,
     TaskError,
 )
-from evomerge.evaluator import Evaluator, Split
+from evomerge.evaluation import Evaluator, Split
+from evomerge.merge import Planner, WeightStore, compute_device
 from evomerge.recipe import Recipe
+from evomerge.runtime import compute_dtype
 from evomerge.search import OPTIMIZERS, Genome, Result
 from evomerge.study.identity import changes, environment, identity
-from evomerge.study.preparation import Preparation
 from evomerge.study.record import Outcome, Record, Trial, write_atomically
+from evomerge.study.search_spec import SearchSpec
 
 MOST_FAILURES = 12
 """A search whose first candidates all fail stops here: the fault is not in the numbers."""
@@ -36,7 +37,7 @@ class Observer(Protocol):
     """What a search tells whoever watches it."""
 
     def loading(self, done: int, total: int) -> None:
-        """Sources are read: `done` of `total` bytes."""
+        """Weights are read: `done` of `total` bytes."""
 
     def evaluating(self, what: str, stage: str) -> None:
         """`what` (a model or candidate) is at `stage`: ``build``, or a task's name."""
@@ -94,7 +95,7 @@ class Study:
     """One search in one folder; starting it again goes on.
 
     Args:
-        preparation: what is searched.
+        spec: what is searched.
         folder: the run's folder.
         device: see `Evaluator`.
         observer: told of everything that happens.
@@ -103,8 +104,8 @@ class Study:
         StudyError: the folder is in use, damaged, or holds another search.
     """
 
-    def __init__(self, preparation: Preparation, folder: Path, device: str, observer: Observer) -> None:
-        self.preparation = preparation
+    def __init__(self, spec: SearchSpec, folder: Path, device: str, observer: Observer) -> None:
+        self.spec = spec
         self.folder = folder
         self.observer = observer
         self._device = device
@@ -115,11 +116,11 @@ class Study:
         except BaseException:
             self.record.close()
             raise
-        self._planner = Planner(preparation.checkpoints)
+        self._planner = Planner(spec.checkpoints)
         self._evaluator: Evaluator | None = None
         self._mark = time.perf_counter()
         self.baselines: dict[str, Outcome] = {}
-        self.objective = Objective(preparation.task_weights, None)
+        self.objective = Objective(spec.task_weights, None)
 
     def __enter__(self) -> Study:
         return self
@@ -136,14 +137,14 @@ class Study:
             recorded = None
         device = compute_device(self._device)
         began = self.record.attribute("environment")
-        wanted = self.preparation.compute_dtype
+        wanted = self.spec.compute_dtype
         if wanted == "auto" and began:
             # As it began, whatever a measurement would say now.
             wanted = str(began["computes in"]).removeprefix("torch.")
-        self._dtype = compute_dtype(self.preparation.first.layout, device, wanted)
+        self._dtype = compute_dtype(self.spec.first.layout, device, wanted)
         kept = self.record.attribute("digests") or {}
         digests = dict(kept)
-        now, here = identity(self.preparation, digests), environment(device, self._dtype)
+        now, here = identity(self.spec, digests), environment(device, self._dtype)
         path = self.folder / "recipe.yaml"
         if recorded is None:
             self.record.set_attribute("environment", here)
@@ -159,7 +160,7 @@ class Study:
         if digests != kept:
             self.record.set_attribute("digests", digests)
         if recorded is None or not path.exists():
-            write_atomically(path, self.preparation.recipe.to_yaml("The recipe of this search."))
+            write_atomically(path, self.spec.recipe.to_yaml("The recipe of this search."))
 
     def _note_environment(self) -> None:
         if not self._noted:
@@ -173,12 +174,12 @@ class Study:
     def evaluator(self) -> Evaluator:
         """The evaluator; made, and the sources loaded, when it is first needed."""
         if self._evaluator is None:
-            preparation = self.preparation
+            spec = self.spec
             device = compute_device(self._device)
-            total = preparation.source_bytes
-            place = preparation.place(device, self._dtype)
-            sources = Sources(preparation.checkpoints, place, device)
-            evaluator = Evaluator(preparation.first, preparation.tasks, sources, self._device, self._dtype)
+            total = spec.source_bytes
+            tier = spec.tier(device, self._dtype)
+            store = WeightStore(spec.checkpoints, tier, device)
+            evaluator = Evaluator(spec.first, spec.tasks, store, self._device, self._dtype)
             evaluator.prepare("search")
             evaluator.prepare("holdout")
             done = 0
@@ -188,7 +189,7 @@ class Study:
                 done += size
                 self.observer.loading(done, total)
 
-            sources.load(loaded)
+            store.load(loaded)
             self._evaluator = evaluator
         return self._evaluator
 
@@ -212,34 +213,34 @@ class Study:
         self._run_candidates(known)
 
     def _run_baselines(self) -> None:
-        preparation = self.preparation
-        for name in (*preparation.parents, *((preparation.base,) if preparation.base else ())):
-            outcome = self.on_record(f"baseline:{name}", preparation.parent_recipe(name), name, "search")
+        spec = self.spec
+        for name in (*spec.parents, *((spec.base,) if spec.base else ())):
+            outcome = self.on_record(f"baseline:{name}", spec.parent_recipe(name), name, "search")
             self.baselines[name] = outcome
             self.observer.baseline(name, outcome, None)
         errors = {outcome.error for outcome in self.baselines.values()}
         if len(errors) == 1 and None not in errors:
             raise StudyError(f"none of the models that are merged could be scored: {errors.pop()}")
-        self.objective = Objective(preparation.task_weights, self._ranges())
+        self.objective = Objective(spec.task_weights, self._ranges())
         for name, outcome in self.baselines.items():
             self.observer.baseline(name, outcome, self.value(outcome))
 
     def _ranges(self) -> dict[str, tuple[float, float]] | None:
-        if not self.preparation.settings.normalize:
+        if not self.spec.settings.normalize:
             return None
-        scored = [self.baselines[name].means for name in self.preparation.parents]
+        scored = [self.baselines[name].means for name in self.spec.parents]
         found = [mean for mean in scored if mean is not None]
         if not found:
             raise StudyError("normalize is true, but no parent could be scored; see their errors above")
         return {
             task: (min(mean[task] for mean in found), max(mean[task] for mean in found))
-            for task in self.preparation.task_weights
+            for task in self.spec.task_weights
         }
 
     def _run_mean(self, known: dict[str, Outcome]) -> None:
         if self.record.trials:
             return
-        recipe = self.preparation.mean_recipe()
+        recipe = self.spec.mean_recipe()
         try:
             self._planner.plan(recipe)
         except EvomergeError:
@@ -248,15 +249,15 @@ class Study:
         self._add("mean", (), recipe, known)
 
     def _run_candidates(self, known: dict[str, Outcome]) -> None:
-        preparation = self.preparation
-        optimizer = OPTIMIZERS[preparation.settings.optimizer](preparation.space, preparation.settings)
+        spec = self.spec
+        optimizer = OPTIMIZERS[spec.settings.optimizer](spec.space, spec.settings)
         recorded = [trial for trial in self.record.trials if trial.kind == "candidate"]
         done = 0
         generation = 0
-        while done < preparation.settings.evaluations:
+        while done < spec.settings.evaluations:
             results = []
             for genome in optimizer.ask():
-                if done == preparation.settings.evaluations:
+                if done == spec.settings.evaluations:
                     return
                 if done < len(recorded):
                     trial = recorded[done]
@@ -264,7 +265,7 @@ class Study:
                         # Another processor's or library's last bits: the record says what was scored.
                         self._note_environment()
                 else:
-                    trial = self._add("candidate", genome, preparation.space.decode(genome), known)
+                    trial = self._add("candidate", genome, spec.space.decode(genome), known)
                 results.append(Result(trial.genome, trial.objective))
                 done += 1
                 self._refuse_hopeless(trial)
@@ -289,7 +290,7 @@ class Study:
             else self.evaluate(merge, f"trial {number}", "search")
         )
         trial = Trial(number, kind, genome, text, self.value(outcome), outcome)
-        self.record.add(trial, self.preparation.space)
+        self.record.add(trial, self.spec.space)
         known[text] = outcome
         if self.best() is trial:
             self._write_best()
@@ -378,7 +379,7 @@ class Study:
             f"The best merge of {self.folder.name}: trial {best.number}, search score {best.objective:.4f}.\n"
             f"Make its model: evomerge apply {self.folder / 'best.yaml'} OUT_DIR"
         )
-        folders = self.preparation.recipe.folders
+        folders = self.spec.recipe.folders
 
         def anywhere(name: str) -> str:
             return Reference.parse(name, folders).absolute(folders)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import evomerge as package
-from evomerge.build import empty_model
+from evomerge.runtime import empty_model
 from tests.study.search_case import write_case
 from tests.test_cli import evomerge
 from tests.tiny import tiny_config

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.build import open_recipe
 from evomerge.errors import RecipeError
+from evomerge.merge import open_recipe
 from tests.tiny import tiny_checkpoint
 
 HELD = "model.layers.0.self_attn.q_proj.weight"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.build import into_directory, open_recipe
 from evomerge.errors import CheckpointError
+from evomerge.merge import into_directory, open_recipe
 from evomerge.study import Record
 from tests.test_checkpoint_adapter import adapter, factors
 from tests.test_checkpoint_writing import listing

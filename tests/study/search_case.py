@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from evomerge.study import Conclusion, Study, Trial, conclude, prepare
+from evomerge.study import ReportData, Study, Trial, conclude, prepare
 from tests.tiny import tiny_checkpoint
 
 RECIPE = """\
@@ -82,7 +82,7 @@ class Watcher:
         self.notes.append(text)
 
 
-def search(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> Conclusion:
+def search(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> ReportData:
     with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher()) as study:
         study.run()
         return conclude(study)

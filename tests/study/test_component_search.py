@@ -13,6 +13,6 @@ def test_the_winner_of_a_search_over_a_component_scores_the_same_when_it_is_writ
     llava = tiny_checkpoint(tmp_path / "llava", kind="llava", layers=2)
     text = recipe.read_text().replace("dtype: bfloat16", f"dtype: bfloat16\ncomponent: {{language_of: {llava}}}")
     recipe.write_text(text.replace(f"model: {tmp_path}/b\n", f"model: {llava}\n"))
-    preparation = prepare(recipe)
-    assert len(preparation.checkpoints) == 4  # The base, a, LLaVA's language part, and what it has besides.
-    assert_written_winner_scores_what_was_recorded(preparation, tmp_path)
+    spec = prepare(recipe)
+    assert len(spec.checkpoints) == 4  # The base, a, LLaVA's language part, and what it has besides.
+    assert_written_winner_scores_what_was_recorded(spec, tmp_path)

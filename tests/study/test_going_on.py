@@ -65,11 +65,11 @@ def test_an_unchanged_model_is_not_read_again_to_go_on(case: Path, whole: Path):
     with Record(whole) as record:
         digests = record.attribute("digests")
     assert len(digests) >= 3
-    preparation = prepare(case)
+    spec = prepare(case)
     # Closed models cannot be read: their digests come from the record alone.
-    for checkpoint in preparation.checkpoints.values():
+    for checkpoint in spec.checkpoints.values():
         checkpoint.close()
-    with Study(preparation, whole, "cpu", Watcher()) as study:
+    with Study(spec, whole, "cpu", Watcher()) as study:
         assert study.record.attribute("digests") == digests
 
 

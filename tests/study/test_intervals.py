@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.recipe import Recipe
-from evomerge.study import Conclusion, Standing, interval
+from evomerge.study import ModelResult, ReportData, interval
 from evomerge.study.intervals import difference_interval
 
 ONE = {"t": 1.0}
@@ -75,22 +75,22 @@ def test_tasks_are_joined_by_their_weights():
     assert b_low == 0
 
 
-def conclusion(winner: float, difference: tuple[float, float], name: str = "trial 3", **others: float) -> Conclusion:
+def report(winner: float, difference: tuple[float, float], name: str = "trial 3", **others: float) -> ReportData:
     """What a search found whose models have these holdout scores, with intervals of 0.01 to either side."""
 
-    def standing(name: str, score: float | None) -> Standing | None:
-        return None if score is None else Standing(name, score, score, (score - 0.01, score + 0.01), {"t": score})
+    def standing(name: str, score: float | None) -> ModelResult | None:
+        return None if score is None else ModelResult(name, score, score, (score - 0.01, score + 0.01), {"t": score})
 
     own = standing(name, winner)
     base, mean, parent = (standing(key, others.get(key)) for key in ("base", "mean", "parent"))
     recipe = Recipe.parse("{merge_method: passthrough, models: [{model: parent}]}")
     best = max(others.values())
-    return Conclusion([parent], base, mean, [own], recipe, winner - best, difference, 1, 0, {})
+    return ReportData([parent], base, mean, [own], recipe, winner - best, difference, 1, 0, {})
 
 
 @pytest.mark.parametrize("rival", ["base", "mean", "parent"])
 def test_the_base_and_the_mean_are_to_be_beaten_like_every_parent(rival: str):
-    found = conclusion(0.835, (-0.16, -0.13), **({"base": 0.1, "mean": 0.2, "parent": 0.265} | {rival: 0.98}))
+    found = report(0.835, (-0.16, -0.13), **({"base": 0.1, "mean": 0.2, "parent": 0.265} | {rival: 0.98}))
     assert found.rival is not None
     assert found.rival.name == rival
     assert not found.beaten
@@ -102,14 +102,14 @@ def test_the_base_and_the_mean_are_to_be_beaten_like_every_parent(rival: str):
         "holdout": pytest.approx(-0.145),
         "holdout_ci": [-0.16, -0.13],
     }
-    lower = conclusion(0.835, (0.02, 0.1), **({"base": 0.1, "mean": 0.2, "parent": 0.265} | {rival: 0.7}))
+    lower = report(0.835, (0.02, 0.1), **({"base": 0.1, "mean": 0.2, "parent": 0.265} | {rival: 0.7}))
     assert lower.beaten
     assert lower.apart
     assert lower.verdict.startswith("Beaten: the winner scores above")
 
 
 def test_a_mean_that_wins_has_beaten_nothing():
-    found = conclusion(0.8, (0.1, 0.2), name="mean", base=0.1, mean=0.8, parent=0.65)
+    found = report(0.8, (0.1, 0.2), name="mean", base=0.1, mean=0.8, parent=0.65)
     assert found.rival is not None
     assert found.rival.name == "parent"
     assert not found.beaten
@@ -117,6 +117,6 @@ def test_a_mean_that_wins_has_beaten_nothing():
 
 
 def test_a_competitor_that_could_not_be_scored_is_named():
-    found = conclusion(0.8, (0.1, 0.2), base=0.1, parent=0.65)
-    failed = Standing("broken", None, None, None, {}, "its logits are not finite")
-    assert Conclusion(**{**vars(found), "base": failed}).verdict.endswith("Not scored: broken.")
+    found = report(0.8, (0.1, 0.2), base=0.1, parent=0.65)
+    failed = ModelResult("broken", None, None, None, {}, "its logits are not finite")
+    assert ReportData(**{**vars(found), "base": failed}).verdict.endswith("Not scored: broken.")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from evomerge.build import LiveModel, compute_dtype, open_recipe
-from evomerge.build.live import _faster
 from evomerge.errors import EvaluationError
+from evomerge.merge import open_recipe
+from evomerge.runtime import LiveModel, compute_dtype
+from evomerge.runtime.live import _faster
 from evomerge.study import Study, prepare
 from tests.study.search_case import Watcher, write_case
 from tests.test_cli import evomerge

@@ -15,23 +15,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.build import Sources, into_directory, open_recipe, parents
 from evomerge.cli.evaluation import evaluated
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError, StudyError, TaskError
-from evomerge.evaluator import Evaluator
+from evomerge.evaluation import Evaluator
+from evomerge.merge import WeightStore, into_directory, open_recipe, parents
 from evomerge.recipe import Recipe
-from evomerge.study import Preparation, Record, Study, conclude, prepare
+from evomerge.study import Record, SearchSpec, Study, conclude, prepare
 from scripts.check_kills import killed_search, run_state, search_command
 from tests.study.search_case import Watcher, search, write_case
 
 
-def assert_written_winner_scores_what_was_recorded(preparation: Preparation, folder: Path) -> None:
+def assert_written_winner_scores_what_was_recorded(spec: SearchSpec, folder: Path) -> None:
     """Searches in `folder`, beside its tasks, and writes the best recipe's model to "out"."""
-    with Study(preparation, folder / "run", "cpu", Watcher()) as study:
+    with Study(spec, folder / "run", "cpu", Watcher()) as study:
         study.run()
-        conclusion = conclude(study)
+        report = conclude(study)
         best = max(study.record.trials, key=lambda trial: (trial.objective, -trial.number))
-    assert conclusion.failures == 0
+    assert report.failures == 0
     assert best.outcome is not None
     into_directory(open_recipe(folder / "run" / "best.yaml"), folder / "out")
     tasks = [folder / "tasks" / "likely.yaml", folder / "tasks" / "written.yaml"]
@@ -150,19 +150,19 @@ def test_a_damaged_record_is_told(case: Path, tmp_path: Path):
 
 def test_normalized_tasks_put_parents_between_zero_and_one(tmp_path: Path):
     recipe = write_case(tmp_path, settings=", normalize: true", evaluations=3)
-    conclusion = search(recipe, tmp_path / "run")
+    report = search(recipe, tmp_path / "run")
     text = recipe.read_text().replace("  - {task: " + str(tmp_path / "tasks/written.yaml") + ", weight: 0.5}\n", "")
     recipe.write_text(text)
-    conclusion = search(recipe, tmp_path / "single")
-    assert sorted(parent.search for parent in conclusion.parents) == [0.0, 1.0]
+    report = search(recipe, tmp_path / "single")
+    assert sorted(parent.search for parent in report.parents) == [0.0, 1.0]
 
 
 def test_a_candidate_that_fails_is_a_state_with_its_reason(tmp_path: Path):
     recipe = write_case(tmp_path, optimizer="random", evaluations=10)
     # Weights of up to 1e38 overflow bfloat16 in many candidates, not in all.
     recipe.write_text(recipe.read_text().replace("search: [0, 1]}", "search: [1.0e-6, 1.0e+41], log: true}"))
-    conclusion = search(recipe, tmp_path / "run")
-    assert 0 < conclusion.failures < 10
+    report = search(recipe, tmp_path / "run")
+    assert 0 < report.failures < 10
     with Record(tmp_path / "run") as record:
         for trial in record.trials:
             assert (trial.objective is None) == (trial.outcome.error is not None)
@@ -188,8 +188,8 @@ def test_whatever_a_candidate_raises_is_its_own_failure(case: Path, tmp_path: Pa
                 raise fault
 
     watcher = Faulty()
-    conclusion = search(case, tmp_path / "run", watcher, evaluations=4)
-    assert conclusion.failures == 1
+    report = search(case, tmp_path / "run", watcher, evaluations=4)
+    assert report.failures == 1
     failed = watcher.fresh[2].outcome.error
     assert failed
     assert str(fault) in failed
@@ -220,18 +220,18 @@ def test_a_source_that_is_lost_ends_the_search_with_nothing_wrong_on_record(
 
 
 def test_a_shape_that_cannot_be_run_does_not_end_the_evaluator(case: Path):
-    preparation = prepare(case)
+    spec = prepare(case)
     device = torch.device("cpu")
-    dtype = preparation.first.layout.dtype
-    sources = Sources(preparation.checkpoints, preparation.place(device, dtype), device)
-    sources.load(lambda _: None)
-    evaluator = Evaluator(preparation.first, preparation.tasks, sources, "cpu", dtype)
-    before = evaluator.score(preparation.first, "search").items
-    layout = preparation.first.layout
-    other = replace(preparation.first, layout=replace(layout, jobs=layout.jobs[:-1]))
+    dtype = spec.first.layout.dtype
+    store = WeightStore(spec.checkpoints, spec.tier(device, dtype), device)
+    store.load(lambda _: None)
+    evaluator = Evaluator(spec.first, spec.tasks, store, "cpu", dtype)
+    before = evaluator.score(spec.first, "search").items
+    layout = spec.first.layout
+    other = replace(spec.first, layout=replace(layout, jobs=layout.jobs[:-1]))
     with pytest.raises(ArchitectureError):
         evaluator.score(other, "search")
-    assert evaluator.score(preparation.first, "search").items == before
+    assert evaluator.score(spec.first, "search").items == before
 
 
 def test_a_search_in_which_everything_fails_stops(tmp_path: Path):
@@ -287,7 +287,7 @@ def test_a_recipe_without_holes_or_tasks_is_refused(tmp_path: Path):
 
 
 def test_an_unknown_device_is_told():
-    from evomerge.build import compute_device
+    from evomerge.merge import compute_device
 
     with pytest.raises(EvomergeError, match="--device tpu9"):
         compute_device("tpu9")

@@ -25,7 +25,7 @@ def test_the_winner_of_a_search_over_a_union_with_an_adapter_scores_the_same_whe
     text = recipe.read_text().replace("dtype: bfloat16", "dtype: bfloat16\ntokenizer: {source: union}")
     text = text.replace(f"model: {tmp_path}/a\n", f"model: {tmp_path}/a+{lora}\n")
     recipe.write_text(text.replace(f"model: {tmp_path}/b\n", f"model: {chat}\n"))
-    preparation = prepare(recipe)
-    assert preparation.parents == (f"{tmp_path}/a+{lora}", str(chat))
-    assert_written_winner_scores_what_was_recorded(preparation, tmp_path)
+    spec = prepare(recipe)
+    assert spec.parents == (f"{tmp_path}/a+{lora}", str(chat))
+    assert_written_winner_scores_what_was_recorded(spec, tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids("<|im_end|>") == VOCABULARY

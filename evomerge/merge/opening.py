@@ -1,0 +1,79 @@
+"""Opening the models that a recipe names: the one place where search, check, apply and eval get them from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evomerge.architecture import refuse_wrong_kinds
+from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError
+from evomerge.merge.component import language_parts
+from evomerge.merge.heads import with_own_heads
+from evomerge.merge.parts import checked_method
+from evomerge.merge.plan import Plan
+from evomerge.merge.planner import plan
+from evomerge.recipe import Recipe
+from evomerge.tokenizer import aligned
+
+
+def open_recipe(recipe: Recipe | Path) -> Plan:
+    """Returns the plan of a recipe without holes.
+
+    Args:
+        recipe: the recipe, or its file.
+
+    Raises:
+        RecipeError: with a line for every fault, models that cannot be read among them.
+        ArchitectureError: a model's layers cannot be found.
+    """
+    recipe = Recipe.load(recipe) if isinstance(recipe, Path) else recipe
+    faults = [
+        recipe.fault(location, "a hole is left to search; run evomerge search, and apply its best.yaml")
+        for location in recipe.holes()
+    ]
+    checkpoints: dict[str, Checkpoint] = {}
+    try:
+        checked_method(recipe)
+    except RecipeError as fault:
+        faults += fault.faults
+    try:
+        checkpoints = open_models(recipe)
+    except EvomergeError as fault:
+        faults += str(fault).splitlines()
+    if faults:
+        raise RecipeError(faults)
+    return plan(recipe, checkpoints)
+
+
+def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
+    """Returns every model that the recipe names, opened, by its name there; no weights are loaded.
+
+    They are opened once and serve every candidate of a search. Each has a head of its own where one of them has.
+    Where the recipe says which vocabulary the result has, each is seen with that one. Where it merges a component, each
+    is seen through it, and what the larger model has besides is one more.
+
+    Raises:
+        RecipeError: with a line for every model that cannot be opened, or whose config.json has a wrong value.
+        ArchitectureError: a model has no such component.
+    """
+    opened: dict[str, Checkpoint] = {}
+    faults: list[str] = []
+    for reference in recipe.references():
+        try:
+            opened[reference] = open_checkpoint(reference, recipe.folders)
+            refuse_wrong_kinds(opened[reference].config)
+        except CheckpointError as fault:
+            faults += recipe.model_faults(reference, fault)
+        except ArchitectureError as fault:
+            faults += recipe.model_faults(reference, ArchitectureError(f"{reference}: {fault}"))
+    if faults:
+        raise RecipeError(faults)
+    if recipe.component is None:
+        headed = with_own_heads(opened)
+        return aligned(recipe, headed) if recipe.vocabulary() is not None else headed
+    if recipe.vocabulary() is not None:
+        message = "a component keeps the vocabulary of the larger model; take the tokenizer out of the recipe"
+        place = "tokenizer" if recipe.tokenizer_source is None else "tokenizer_source"
+        raise RecipeError([recipe.fault((place,), message)])
+    parts = language_parts(recipe, opened)
+    return parts | with_own_heads({name: parts[name] for name in opened})

@@ -1,0 +1,73 @@
+"""The small files of a result: its tokenizer's, generation settings, chat template, and the recipe itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.checkpoint import Checkpoint, CheckpointView, read_object
+from evomerge.document import suggestion
+from evomerge.merge.chat_templates import CHAT_TEMPLATES
+from evomerge.merge.plan import Plan
+from evomerge.recipe import Recipe
+
+_TEMPLATE_FILE = "chat_template.jinja"
+_SETTINGS = "tokenizer_config.json"
+
+
+def side_files(plan: Plan) -> tuple[list[Path], dict[str, str]]:
+    """Returns what lies beside the weights and the config: files to copy, and further texts by file name.
+
+    Args:
+        plan: how the model is made.
+    """
+    texts = {"evomerge_recipe.yaml": plan.recipe.merge_only().to_yaml("Made by evomerge from this recipe.")}
+    files = list(plan.layout.donor.side_files())
+    template = chat_template(plan)
+    if template is not None:
+        texts[_TEMPLATE_FILE] = template
+        # Runtimes that do not know the file look there.
+        if (plan.layout.donor.folder / _SETTINGS).is_file():
+            settings = {**read_object(plan.layout.donor.folder / _SETTINGS), "chat_template": template}
+            texts[_SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
+    return [path for path in files if path.name not in texts], texts
+
+
+def chat_template(plan: Plan) -> str | None:
+    """Returns the chat template that the recipe asks for, as Jinja text; None: the tokenizer keeps its own.
+
+    ``auto`` is the one that most of the recipe's models have, the first of them where several are as common.
+    """
+    said = plan.recipe.chat_template
+    if said != "auto":
+        return CHAT_TEMPLATES.get(said, said) if said else None
+    references = plan.recipe.references()
+    found = [own for model in references if (own := _template_of(plan.layout.checkpoints[model])) is not None]
+    return Counter(found).most_common(1)[0][0] if found else None
+
+
+def chat_template_faults(recipe: Recipe) -> list[str]:
+    """Returns a line where the recipe's chat template is neither a known name nor Jinja text."""
+    said = recipe.chat_template
+    if not said or said == "auto" or said in CHAT_TEMPLATES or "{" in said:
+        return []
+    near = suggestion(said, ["auto", *CHAT_TEMPLATES])
+    return [recipe.fault(("chat_template",), f'"{said}" is no Jinja text, and no template of that name is known{near}')]
+
+
+def _template_of(checkpoint: Checkpoint) -> str | None:
+    """Returns a model's own default template."""
+    while isinstance(checkpoint, CheckpointView):  # Whose folder may hold the result's tokenizer.
+        checkpoint = checkpoint.inner
+    path = checkpoint.folder / _TEMPLATE_FILE
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip() or None
+    settings = checkpoint.folder / _SETTINGS
+    said = read_object(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(said, list):
+        named: Mapping[Any, Any] = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}
+        said = named.get("default")
+    return said.strip() or None if isinstance(said, str) else None

@@ -1,0 +1,238 @@
+"""The end of a search: the best merges and all parents on the holdout, with intervals, and a plain verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evomerge.errors import StudyError
+from evomerge.recipe import Recipe
+from evomerge.study.intervals import difference_interval, interval
+from evomerge.study.record import RESULT, Outcome, Trial, write_atomically
+from evomerge.study.study import Study
+
+FINALISTS = 5
+"""Merges that are scored on the holdout. The first is the winner: were it chosen by its holdout score, that score
+would be the highest of five draws, and no longer honest."""
+
+MEAN = "mean"
+"""What the parents' plain mean is called among the models' names."""
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model's scores.
+
+    Attributes:
+        name: a model's name, ``mean``, or ``trial N``.
+        search: the objective on the search split; None where it failed.
+        holdout: the objective on the holdout split; None where it failed.
+        interval: the holdout's 95% interval.
+        tasks: the holdout's mean of each task.
+        error: why it failed, where it did.
+    """
+
+    name: str
+    search: float | None
+    holdout: float | None
+    interval: tuple[float, float] | None
+    tasks: Mapping[str, float]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a search found.
+
+    Attributes:
+        parents: the models that were merged.
+        base: the ancestor, where it is not a parent.
+        mean: the parents' plain mean, where they have one.
+        finalists: the best merges by search score, the winner first.
+        recipe: the winner's.
+        difference: the winner's holdout score less that of `rival`.
+        difference_interval: its 95% interval, paired by item: the lowest of either end over all competitors, as the
+            best of them on these items may not be the best of all.
+        evaluations: candidates on record.
+        failures: those of them that could not be scored.
+        seconds: spent on ``build``, ``evaluate`` and ``other`` in all search evaluations.
+    """
+
+    parents: Sequence[ModelResult]
+    base: ModelResult | None
+    mean: ModelResult | None
+    finalists: Sequence[ModelResult]
+    recipe: Recipe
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+    evaluations: int
+    failures: int
+    seconds: Mapping[str, float]
+
+    @property
+    def winner(self) -> ModelResult:
+        """The best merge by search score."""
+        return self.finalists[0]
+
+    @property
+    def competitors(self) -> list[ModelResult]:
+        """All that were scored on the holdout and are to be beaten: the parents, the base, and the parents' mean."""
+        others = [*self.parents, *filter(None, (self.base, self.mean))]
+        return [other for other in others if other.holdout is not None and other.name != self.winner.name]
+
+    @property
+    def rival(self) -> ModelResult | None:
+        """The competitor with the highest holdout score; None where all failed."""
+        return max(self.competitors, key=lambda other: other.holdout or 0.0, default=None)
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the winner beats every competitor on the holdout, beyond the doubt of its paired interval."""
+        searched = self.winner.name != MEAN  # The plain mean needs no search, and does not beat itself.
+        return searched and self.difference_interval is not None and self.difference_interval[0] > 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether the winner's interval lies wholly above every competitor's."""
+        own = self.winner.interval
+        return own is not None and all(own[0] > other.interval[1] for other in self.competitors if other.interval)
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence: beaten, or not."""
+        rival = self.rival
+        if rival is None or self.difference is None or self.difference_interval is None:
+            return "Undecided: the winner, or every model to compare it with, could not be scored on the holdout."
+        low, high = self.difference_interval
+        name = "the mean of the parents" if rival.name == MEAN else rival.name
+        best = f"the best of its competitors, {name}, on the holdout"
+        gap = f"({self.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f})"
+        failed = [other.name for other in (*self.parents, self.base, self.mean) if other and other.holdout is None]
+        rest = f" Not scored: {', '.join(failed)}." if failed else ""
+        if self.beaten:
+            return f"Beaten: the winner scores above {best} {gap}.{rest}"
+        if self.winner.name == MEAN:
+            return f"Not beaten: the winner is the mean of the parents; compared with {best}: {gap}.{rest}"
+        return f"Not beaten: the winner does not score significantly above {best} {gap}.{rest}"
+
+    def as_data(self) -> dict[str, Any]:
+        """Returns the report as plain data, as result.json holds it."""
+        return {
+            "verdict": self.verdict,
+            "beaten": self.beaten,
+            "parents": [_model_result(parent, "model") for parent in self.parents],
+            "base": _model_result(self.base, "model") if self.base else None,
+            "mean": _model_result(self.mean, "model") if self.mean else None,
+            "winner": {"recipe": self.recipe.as_data(), **_model_result(self.winner, "trial")},
+            "finalists": [_model_result(finalist, "trial") for finalist in self.finalists],
+            "difference": {
+                "to": self.rival.name if self.rival else None,
+                "holdout": self.difference,
+                "holdout_ci": list(self.difference_interval) if self.difference_interval else None,
+            },
+            "evaluations": self.evaluations,
+            "failures": self.failures,
+            "seconds": dict(self.seconds),
+        }
+
+
+def _model_result(result: ModelResult, label: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        label: result.name,
+        "search": result.search,
+        "holdout": result.holdout,
+        "holdout_ci": list(result.interval) if result.interval else None,
+        "holdout_tasks": dict(result.tasks),
+    }
+    return {**found, "error": result.error} if result.error else found
+
+
+def conclude(study: Study) -> ReportData:
+    """Scores the finalists, the mean and every parent on the holdout, and writes result.json.
+
+    Each holdout score is put on record as soon as it is there; after a kill, only the rest is done.
+
+    Args:
+        study: a search that has run.
+
+    Raises:
+        StudyError: no merge could be scored, or the result cannot be written.
+    """
+    spec = study.spec
+    ranked = study.ranked()
+    if not ranked:
+        raise StudyError("no merge could be scored, so there is no winner; the record has each one's error")
+    finalists = ranked[:FINALISTS]
+    trials: list[Trial] = list({trial.number: trial for trial in [*finalists, *_mean(study)]}.values())
+    recipes = {name: spec.parent_recipe(name) for name in study.baselines}
+    recipes |= {_name(trial): Recipe.parse(trial.recipe) for trial in trials}
+    outcomes: dict[str, Outcome] = {}
+    for i, (name, recipe) in enumerate(recipes.items()):
+        study.observer.holdout(name, i, len(recipes))
+        outcomes[name] = study.on_record(f"holdout:{name}", recipe, name, "holdout")
+    searched = {name: study.value(outcome) for name, outcome in study.baselines.items()}
+    searched |= {_name(trial): trial.objective for trial in trials}
+    report = _concluded(study, finalists, outcomes, searched)
+    write_atomically(study.folder / RESULT, json.dumps(report.as_data(), indent=2, ensure_ascii=False) + "\n")
+    study.record.set_attribute("holdout", "done")
+    return report
+
+
+def _concluded(
+    study: Study,
+    finalists: Sequence[Trial],
+    outcomes: Mapping[str, Outcome],
+    searched: Mapping[str, float | None],
+) -> ReportData:
+    spec = study.spec
+    weights = study.objective.slopes
+
+    def result(name: str) -> ModelResult:
+        outcome = outcomes[name]
+        value = study.value(outcome)
+        bounds = None
+        if outcome.items is not None and value is not None:
+            # The objective is the weighted sum, but for a constant where tasks are normalized.
+            shift = value - sum(weight * (outcome.means or {})[task] for task, weight in weights.items())
+            low, high = interval(outcome.items, weights)
+            bounds = (min(low + shift, value), max(high + shift, value))
+        return ModelResult(name, searched[name], value, bounds, outcome.means or {}, outcome.error)
+
+    candidates = [trial for trial in study.record.trials if trial.kind == "candidate"]
+    spent = [trial.outcome for trial in study.record.trials] + list(study.baselines.values())
+    mean = _mean(study)
+    found = ReportData(
+        parents=[result(name) for name in spec.parents],
+        base=result(spec.base) if spec.base else None,
+        mean=result(_name(mean[0])) if mean and mean[0].objective is not None else None,
+        finalists=[result(_name(trial)) for trial in finalists],
+        recipe=Recipe.parse(finalists[0].recipe),
+        difference=None,
+        difference_interval=None,
+        evaluations=len(candidates),
+        failures=sum(trial.objective is None for trial in candidates),
+        seconds={part: sum(o.seconds[part] for o in spent) for part in ("build", "evaluate", "other")},
+    )
+    own, rival = outcomes[found.winner.name].items, found.rival
+    if own is None or rival is None:
+        return found
+    gaps = [
+        difference_interval(own, items, weights)
+        for items in (outcomes[other.name].items for other in found.competitors)
+        if items is not None
+    ]
+    return replace(
+        found,
+        difference=(found.winner.holdout or 0.0) - (rival.holdout or 0.0),
+        difference_interval=(min(low for low, _ in gaps), min(high for _, high in gaps)),
+    )
+
+
+def _mean(study: Study) -> list[Trial]:
+    return [trial for trial in study.record.trials if trial.kind == "mean"]
+
+
+def _name(trial: Trial) -> str:
+    return MEAN if trial.kind == "mean" else f"trial {trial.number}"
