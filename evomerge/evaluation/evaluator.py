@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,9 +18,7 @@ from evomerge.evaluation.scoring import Runner
 from evomerge.merge import Plan, WeightStore, chat_template
 from evomerge.metrics import accuracy, choice_length
 from evomerge.runtime import LiveModel
-from evomerge.tasks import Task
-
-Split = Literal["search", "holdout"]
+from evomerge.tasks import Split, Task
 
 
 @dataclass(frozen=True)

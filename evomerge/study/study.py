@@ -20,7 +20,7 @@ from evomerge.errors import (
     StudyError,
     TaskError,
 )
-from evomerge.evaluation import Evaluator, Split
+from evomerge.evaluation import Evaluator
 from evomerge.merge import Planner, WeightStore, compute_device
 from evomerge.recipe import Recipe
 from evomerge.runtime import compute_dtype
@@ -28,6 +28,7 @@ from evomerge.search import OPTIMIZERS, Genome, Result
 from evomerge.study.identity import changes, environment, identity
 from evomerge.study.record import Outcome, Record, Trial, write_atomically
 from evomerge.study.search_spec import SearchSpec
+from evomerge.tasks import Split
 
 MOST_FAILURES = 12
 """A search whose first candidates all fail stops here: the fault is not in the numbers."""
