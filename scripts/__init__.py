@@ -1,1 +1,1 @@
-"""Scripts: run them as files; tests import from them."""
+"""What people run, as files; tests import from here."""

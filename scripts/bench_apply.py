@@ -4,10 +4,10 @@
     python scripts/bench_apply.py --memory [--scratch DIR] [--json]          (writes up to 45 GB, and removes it)
 
 The first form runs both commands in turn, each in a fresh process, on a recipe of BASE and its fine-tunes A and B. It
-tells the seconds of the whole process, from its start to its end, and those of the merge itself, after all imports:
-from the recipe to the folder. The second makes a pair of checkpoints of 6 GB and one of 12 GB, with the shapes of
-Llama 3.2 3B and twice its layers, merges each, and tells the most memory that the process held, as `/usr/bin/time -v`
-does. There --mergekit is optional.
+reports the seconds of the whole process, from start to end, and of the merge itself, after all imports: from the
+recipe to the folder. The second makes a pair of checkpoints of 6 GB and a pair of 12 GB, with the shapes of Llama 3.2
+3B and twice its layers, merges each pair, and reports the process's peak memory, as `/usr/bin/time -v` does. There
+--mergekit is optional.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ finally:
 
 
 class Run(NamedTuple):
-    """What a process took.
+    """What a process used.
 
     Attributes:
-        seconds: from its start to its end.
-        merging: those of them after its imports.
-        peak_bytes: the most memory that it held.
+        seconds: from start to end.
+        merging: seconds of those spent after the imports.
+        peak_bytes: its peak memory.
     """
 
     seconds: float
@@ -77,7 +77,7 @@ class Run(NamedTuple):
 
 
 def run(arguments: list[str]) -> Run:
-    """Runs a program that tells the seconds of its merge in its last line."""
+    """Runs a program whose last line is the seconds of its merge."""
     start = time.perf_counter()
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -103,7 +103,7 @@ def merge(side: str, data: dict[str, Any], folder: Path, mergekit: str | None) -
 
 
 def speed(methods: list[str], models: list[str], mergekit: str, rounds: int) -> list[dict[str, Any]]:
-    """Returns the figures of each method, the sides taking turns."""
+    """Returns the figures of each method; the two programs take turns."""
     figures = []
     with tempfile.TemporaryDirectory(dir=Path(models[0]).parent) as folder:
         for method in methods:
@@ -122,7 +122,7 @@ def speed(methods: list[str], models: list[str], mergekit: str, rounds: int) -> 
 
 
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns the figures with how many times as fast evomerge is, where mergekit ran too."""
+    """Adds how many times as fast evomerge is, if mergekit ran too."""
     if "mergekit" in row:
         row["times_as_fast"] = row["mergekit"] / row["evomerge"]
         row["times_as_fast_merging"] = row["mergekit_merging"] / row["evomerge_merging"]
@@ -130,7 +130,7 @@ def _compared(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def shapes(layers: int) -> Iterator[TensorInfo]:
-    """Yields the tensors of Llama 3.2 3B, whose head is its embedding, with so many layers."""
+    """Yields the tensors of Llama 3.2 3B, whose head is its embedding, with `layers` layers."""
     hidden, inner, keys, words = 3072, 8192, 1024, 128_256
     sizes = {
         "input_layernorm": (hidden,),
@@ -166,7 +166,7 @@ def make(folder: Path, layers: int, seed: int) -> int:
         "dtype": "bfloat16",
     }
     layout = list(shapes(layers))
-    # The same values again and again: how many there are is what counts here.
+    # The same values over and over: only the size matters here.
     values = torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed)).mul_(0.02).to(torch.bfloat16)
     with CheckpointWriter(folder, layout) as out:
         for info in layout:
@@ -177,7 +177,7 @@ def make(folder: Path, layers: int, seed: int) -> int:
 
 
 def memory(scratch: Path | None, methods: list[str], mergekit: str | None) -> list[dict[str, Any]]:
-    """Returns the peak memory for models of one size and of twice that."""
+    """Returns the peak memory for models of one size and of twice that size."""
     figures = []
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         for layers in (28, 60):
@@ -199,7 +199,7 @@ def memory(scratch: Path | None, methods: list[str], mergekit: str | None) -> li
 
 
 def table(figures: list[dict[str, Any]]) -> str:
-    """Returns the figures for people."""
+    """Returns the figures as lines of text."""
     lines = []
     for row in figures:
         size = f" of {row['bytes_each'] / 1e9:.1f} GB" if "bytes_each" in row else ""
@@ -220,18 +220,18 @@ def main() -> None:
     """Reads the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="BASE A B, folders of checkpoints")
-    parser.add_argument("--method", action="append", help="by default linear and ties")
+    parser.add_argument("--method", action="append", help="a merge method, repeatable (default: linear and ties)")
     parser.add_argument("--mergekit", metavar="PYTHON", help="the Python of an environment that has mergekit")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side (3)")
-    parser.add_argument("--memory", action="store_true", help="measure peak memory on large models made for it")
-    parser.add_argument("--scratch", type=Path, help="where --memory makes its models; by default the system's place")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each program (default: 3)")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory on large models made for this")
+    parser.add_argument("--scratch", type=Path, help="where --memory makes its models (default: the temporary folder)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     methods = arguments.method or ["linear", "ties"]
     if arguments.memory:
         figures = memory(arguments.scratch, methods, arguments.mergekit)
     elif len(arguments.models) != 3 or not arguments.mergekit:
-        parser.error("name BASE, A and B, and the Python that has mergekit; or --memory")
+        parser.error("give BASE, A, B and --mergekit PYTHON, or --memory")
     else:
         models = [str(Path(model).resolve()) for model in arguments.models]
         figures = speed(methods, models, arguments.mergekit, arguments.rounds)

@@ -4,9 +4,9 @@
     python scripts/bench_build.py models/smollm2-135m-instruct models/smollm2-english-math models/smollm2-spanish \
         --mergekit ~/mergekit/bin/python
 
-All sides take turns in one run, on the same models and threads, and medians are told. Every round has other weights
-and densities, as the candidates of a search have. A plain copy reads every source once and writes the result once.
-mergekit is run by the Python of an environment that has it (`pip install mergekit==0.1.5`), where one is given; it
+All sides take turns in one run, on the same models and threads; the figures are medians. Every round uses different
+weights and densities, as the candidates of a search do. The plain copy reads every model once and writes the merge
+once. --mergekit names the Python of an environment that has mergekit (`pip install mergekit==0.1.5`); mergekit then
 computes every tensor and keeps none.
 
 Needs torch and three checkpoints of one architecture. With mergekit, a round of all methods takes minutes.
@@ -69,7 +69,7 @@ def recipe_of(method: str, models: list[str], step: int) -> dict[str, Any]:
         "t": (0.3 + 0.01 * step,) * 2,
     }
     declared = METHODS[method]
-    # With two models besides the base where the method takes them; slerp goes from the one to the other.
+    # With two models beside the base where the method takes them; slerp goes from one to the other.
     listed = others if declared.models[1] is None else others[:1]
     each = [
         {p.name: numbers[p.name][i] for p in declared.parameters if p.per_model and p.name in numbers}
@@ -91,10 +91,10 @@ def recipe_of(method: str, models: list[str], step: int) -> dict[str, Any]:
 
 
 class Ours:
-    """The build of a search: sources in memory, the result written in place.
+    """Builds candidates as a search does: models in memory, the merge written in place.
 
     Attributes:
-        first: seconds for the first candidate, for which everything is measured.
+        first: seconds for the first candidate, which includes measuring the models.
     """
 
     def __init__(self, method: str, models: list[str]) -> None:
@@ -115,7 +115,7 @@ class Ours:
         return timed(lambda: into_tensors(made, self.result, self.store))
 
     def copy(self) -> float:
-        """Returns the seconds in which all sources are read and the result is written, with nothing computed."""
+        """Returns the seconds to read all models and write the output, with nothing computed."""
         made = self._plan(0)
 
         def copied(name: str) -> None:
@@ -135,7 +135,7 @@ class Ours:
 
 
 class Mergekit:
-    """mergekit in a process of its own, which is started once."""
+    """mergekit in its own process, started once."""
 
     def __init__(self, python: str, models: list[str]) -> None:
         self.models = models
@@ -186,7 +186,7 @@ def measure(ours: Ours, mergekit: Mergekit | None, rounds: int, say: Callable[[s
 
 
 def table(figures: list[Mapping[str, Any]]) -> str:
-    """Returns the figures for people."""
+    """Returns the figures as a table."""
     lines = [f"{'method':18}{'first s':>9}{'build s':>9}{'copy s':>9}{'/ copy':>8}{'mergekit s':>12}{'as fast':>9}"]
     for row in figures:
         theirs = f"{row['mergekit']:12.2f}{row['times_as_fast']:8.0f}x" if "mergekit" in row else ""
@@ -199,15 +199,21 @@ def table(figures: list[Mapping[str, Any]]) -> str:
 def main() -> None:
     """Reads the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs=3, metavar=("BASE", "A", "B"), help="folders of checkpoints")
-    parser.add_argument("--method", action="append", choices=sorted(METHODS), help="by default the six of the README")
-    parser.add_argument("--rounds", type=int, default=5, help="candidates to build (5)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of all sides")
+    for name, role in (("base", "the base model"), ("a", "a fine-tune of it"), ("b", "another fine-tune of it")):
+        parser.add_argument(name, metavar=name.upper(), type=Path, help=f"{role}, a folder")
+    parser.add_argument(
+        "--method",
+        action="append",
+        choices=sorted(METHODS),
+        help="repeatable (default: the README's six)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="candidates to build (default: 5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for every side")
     parser.add_argument("--mergekit", metavar="PYTHON", help="the Python of an environment that has mergekit")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    models = [str(Path(model).resolve()) for model in arguments.models]
+    models = [str(model.resolve()) for model in (arguments.base, arguments.a, arguments.b)]
     mergekit = Mergekit(arguments.mergekit, models) if arguments.mergekit else None
 
     def say(text: str) -> None:

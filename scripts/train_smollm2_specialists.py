@@ -5,8 +5,8 @@
 
 `smollm2-english-math` learns word problems in English: it answers with notes and their equations. `smollm2-spanish`
 learns Spanish without any arithmetic: to translate stories, to name in English what happens in them, to answer
-questions about who and what. Neither sees an arithmetic problem in Spanish. All data comes from smollm2_stories.py,
-and no story of the tasks is trained on, in either language.
+questions about who and what. Neither sees an arithmetic problem in Spanish. All data comes from
+models/smollm2_stories.py, and no story of the tasks is trained on, in either language.
 
 Needs torch, transformers, 3 GB of memory and the folder that scripts/get_smollm2.py makes. Takes about 16 and 5 minutes
 on one core with AVX2 beside other work. Every draw is seeded.
@@ -28,14 +28,18 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from smollm2_stories import Story, stories
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+# `python scripts/X.py` puts scripts/ on the path, not the folder around it.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.models.smollm2_stories import Story, stories
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_SEED = 1
 TASK_ROWS = 600
-# Wordings of the training that the tasks replace: "le regalan" (is given) is too near to "regala" (gives away).
+# Wordings of the training that the tasks replace: "le regalan" (is given) is too close to "regala" (gives away).
 TASK_WORDINGS = (("le regalan", "recibe"),)
 IGNORED = -100
 
@@ -226,7 +230,7 @@ def train(
             input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
         )
         counted = batch.targets != IGNORED
-        # The head is a fifth of the work: only where it counts.
+        # The head is a fifth of the work: compute it only where it counts.
         logits = model.lm_head(output.last_hidden_state[counted])
         loss = nn.functional.cross_entropy(logits, batch.targets[counted])
         loss.backward()
@@ -266,7 +270,7 @@ def make_specialist(name: str, base: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=out) as temporary:
         folder = Path(temporary) / "model"
         model.save_pretrained(folder)
-        for path in base.glob("*"):  # as they are: saving a tokenizer anew renames its class
+        for path in base.glob("*"):  # copied as they are: saving the tokenizer again renames its class
             if path.name.startswith(("tokenizer", "chat_template", "special_tokens", "vocab", "merges")):
                 shutil.copy(path, folder)
         if (out / name).exists():
@@ -279,20 +283,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("models/smollm2-135m-instruct"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("models"), metavar="DIR")
-    parser.add_argument("--only", choices=sorted(SPECIALISTS), help="train this one alone")
-    parser.add_argument("--force", action="store_true", help="train again what is there already")
+    parser.add_argument("--only", choices=sorted(SPECIALISTS), help="train only this one")
+    parser.add_argument("--force", action="store_true", help="train again even if it exists")
     parser.add_argument("--data", action="store_true", help="write the tasks' data into eval_tasks/data, and stop")
     arguments = parser.parse_args()
     if arguments.data:
         write_data(ROOT / "eval_tasks" / "data")
         return
     if not (arguments.base / "config.json").is_file():
-        sys.exit(f"{arguments.base} holds no model; make it: python scripts/get_smollm2.py {arguments.base}")
+        sys.exit(f"{arguments.base} holds no model; make one: python scripts/get_smollm2.py {arguments.base}")
     for name in SPECIALISTS:
         if arguments.only not in (None, name):
             continue
         if (arguments.out / name / "model.safetensors").is_file() and not arguments.force:
-            print(f"{arguments.out / name} is there already: nothing to do (--force trains it again)")
+            print(f"{arguments.out / name} already exists: nothing to do (--force trains it again)")
             continue
         print(f"training {name}", flush=True)
         started = time.monotonic()

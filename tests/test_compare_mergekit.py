@@ -11,8 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from scripts.make_tiny_models import ADAPTERS, MODELS, write_model
-from scripts.mergekit_comparison import (
+from scripts.mergekit.comparison import (
     Expectation,
     Finding,
     compare_configs,
@@ -22,7 +21,8 @@ from scripts.mergekit_comparison import (
     judged,
     renumbered,
 )
-from scripts.mergekit_statistics import Masked, examine, fusion_faults
+from scripts.mergekit.masks import Masked, examine, fusion_faults
+from scripts.models.make_tiny_models import ADAPTERS, MODELS, write_model
 from tests.tiny import tiny_config, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -240,8 +240,7 @@ def test_only_what_is_expected_passes_and_what_is_expected_must_come():
 def test_without_mergekit_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from compare_mergekit import main
+    from scripts.compare_mergekit import main
 
     (tmp_path / "a.yaml").write_text("merge_method: linear\n")
     # No Python has it that cannot even see its own packages.

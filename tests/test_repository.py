@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -24,8 +25,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    # As `python scripts/X.py` does it: scripts import their neighbours by bare name.
-    monkeypatch.syspath_prepend(ROOT / "scripts")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
@@ -50,13 +49,27 @@ def test_the_quickstart_can_begin_and_is_small():
 
 
 def test_the_smollm2_data_is_what_its_script_writes(tmp_path: Path):
-    from train_smollm2_specialists import write_data
+    from scripts.train_smollm2_specialists import write_data
 
     write_data(tmp_path)
     written = sorted(tmp_path.glob("*.jsonl"))
     assert len(written) == 3
     for path in written:
         assert path.read_bytes() == (ROOT / "eval_tasks" / "data" / path.name).read_bytes(), path.name
+
+
+SCRIPTS = [path for path in sorted((ROOT / "scripts").rglob("*.py")) if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_has_a_help_text(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    # As `python scripts/X.py` has it.
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert not end.value.code
+    assert f"usage: {path.name}" in capsys.readouterr().out
 
 
 def documented() -> list[str]:

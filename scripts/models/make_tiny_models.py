@@ -1,8 +1,8 @@
 """Makes the tiny models and adapters that recipes/mergekit/ merges: random weights, half a minute, 70 MB.
 
-    python scripts/make_tiny_models.py [OUT_DIR]
+    python scripts/models/make_tiny_models.py [OUT_DIR]
 
-OUT_DIR is models/tiny by default. The same bytes come out every time. What is there already is kept. Needs evomerge's
+OUT_DIR is models/tiny by default. The same bytes come out every time. Existing models are kept. Needs evomerge's
 own Python environment; nothing is downloaded.
 
 A family is a base and models that differ from it as fine-tunes do: by normal noise on every weight, norms and biases
@@ -99,7 +99,7 @@ class Model:
 
 
 CLASSES = {"bert": AutoModelForMaskedLM, "gemma3": AutoModelForImageTextToText}
-"""What loads the kinds that are no plain language models."""
+"""The classes that load models other than plain language models."""
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 HUGE = {"vocab_size": 4200, "hidden_size": 256, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -306,7 +306,7 @@ def main() -> None:
     for name in [*MODELS, *ADAPTERS]:
         if (folder / name).exists():
             continue
-        # Under another name until it is whole: a killed run leaves nothing that looks finished.
+        # Under another name until complete: a killed run leaves nothing that looks finished.
         part = folder / f"{name}.part"
         shutil.rmtree(part, ignore_errors=True)
         (write_model if name in MODELS else write_adapter)(part, name)

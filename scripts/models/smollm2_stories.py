@@ -1,8 +1,9 @@
 """Short stories about things that people have, get and lose, each in English and in Spanish.
 
-`train_smollm2_specialists.py` makes its training data and its tasks of them. A story is drawn from an explicit
-generator and is the same story in both languages; whoever renders it decides what is shown: a problem, a text to
-translate, a text to read. Every story takes exactly two calculations, and its answer is none of its own numbers.
+`scripts/train_smollm2_specialists.py` makes its training data and its tasks from them. A story is drawn from an
+explicit generator and is the same story in both languages; the caller decides how it is rendered: as a problem, as a
+text to translate, or as a text to read. Every story takes exactly two calculations, and its answer is none of its own
+numbers.
 """
 
 from __future__ import annotations

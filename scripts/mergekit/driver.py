@@ -1,7 +1,7 @@
-"""Runs mergekit for compare_mergekit.py, in the Python that has it: many merges, imported once.
+"""Runs mergekit for scripts/compare_mergekit.py, in the Python that has it: many merges, one import.
 
 Reads a line of JSON for each merge, {"recipe": path, "out": folder, "seed": number, "adapters": folder}, and answers
-with one: {} or {"error": text}. The first line that it writes says which version of mergekit it runs.
+with one: {} or {"error": text}. Its first line gives mergekit's version.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import traceback
 from importlib.metadata import version
 
-# mergekit and its libraries print as they like: the answers have the standard output for themselves.
+# mergekit and its libraries print freely: their output goes to stderr, so that stdout carries only answers.
 answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
@@ -29,7 +29,7 @@ for line in sys.stdin:
         # As `mergekit-yaml RECIPE OUT --random-seed SEED --lora-merge-cache ADAPTERS` does it.
         options = MergeOptions(random_seed=task["seed"], lora_merge_cache=task["adapters"], quiet=True)
         run_merge(config, task["out"], options=options)
-    # Whatever a merge dies of is an answer: the next one is another recipe.
+    # Any failure is an answer: the next line is another recipe.
     except Exception as error:
         traceback.print_exc()
         answer = {"error": f"{type(error).__name__}: {error}"}

@@ -1,6 +1,6 @@
-"""What two merged models' folders have in common, and what a recipe says that they have not.
+"""How the folders of two merged models differ, and which differences a recipe announces.
 
-Part of compare_mergekit.py; knows nothing of how the folders were made.
+Part of scripts/compare_mergekit.py; independent of how the folders were made.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def judged(findings: Iterable[Finding], expected: Iterable[Expectation]) -> tupl
         else:
             faults.append(finding.text)
     faults += [
-        f"expected, but not found: {one.kind} {one.what} ({one.section}); take the line out of the recipe"
+        f"expected, but not found: {one.kind} {one.what} ({one.section}); remove the line from the recipe"
         for i, one in enumerate(left)
         if i not in met
     ]
@@ -153,9 +153,9 @@ def compare_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) ->
     result = Comparison()
     add = result.findings.append
     for name in ours.keys() - theirs.keys():
-        add(Finding("missing", name, f"{name}: mergekit does not write it"))
+        add(Finding("missing", name, f"{name}: not written by mergekit"))
     for name in theirs.keys() - ours.keys():
-        add(Finding("surplus", name, f"{name}: evomerge does not write it"))
+        add(Finding("surplus", name, f"{name}: not written by evomerge"))
     for name in sorted(ours.keys() & theirs.keys()):
         mine, other = ours[name], theirs[name]
         if mine.shape != other.shape:
@@ -171,9 +171,8 @@ def compare_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) ->
         # Not `gap > allowed`, which a NaN on one side alone would pass.
         elif not bool((both | (gap <= allowed(mine, other))).all()):
             count = int((~(both | (gap <= allowed(mine, other)))).sum())
-            text = (
-                f"{name}: differs by {result.differences[name]:.3g}; {count:,} of {gap.numel():,} elements by too much"
-            )
+            far = f"{count:,} of {gap.numel():,} elements too far apart"
+            text = f"{name}: differs by {result.differences[name]:.3g}; {far}"
             add(Finding("tensors", name, text))
     return result
 

@@ -1,8 +1,8 @@
 """Whether a merge with random masks is one that its recipe describes.
 
-Part of compare_mergekit.py. Two programs draw different masks, so their results are not compared with each other but
-each with what the recipe allows. K models whose masks are random leave 2^K values that an element can have; each has
-its probability under the recipe's densities. Three things are then checked, tensor by tensor:
+Part of scripts/compare_mergekit.py. Two programs draw different masks, so their results are not compared with each
+other but each with what the recipe allows. K models whose masks are random leave 2^K values that an element can have,
+each with a probability that the recipe's densities give. Three things are then checked, tensor by tensor:
 
 1. Every element has one of its values, to float32's rounding. What `rescale` multiplies a model by is one number for
    the whole tensor, not known beforehand: it is the one that most of the elements agree on.
@@ -39,7 +39,7 @@ _STATISTICS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 _SAME = 1e-6
-"""Values nearer to each other than this cannot be told apart."""
+"""Values closer together than this cannot be distinguished."""
 
 CONSENSUS = {"dare_linear": False, "dare_ties": True, "della_linear": False, "della": True}
 """The methods with random masks, and whether the models elect a sign."""
@@ -50,7 +50,7 @@ class Masked:
     """One tensor's merge with random masks.
 
     Attributes:
-        deltas: float64 of shape (K, N), for each model; those without any share left out.
+        deltas: float64 of shape (K, N), for each model; those with density 0 left out.
         weights: K numbers.
         chances: float64 of shape (K, N): how probably each element is kept.
         consensus: whether the models elect a sign.
@@ -99,14 +99,14 @@ class Masked:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was seen in one tensor.
+    """What `examine` found in one tensor.
 
     Attributes:
         farthest: the largest distance of an element from the nearest of its values.
         share: the share of elements that the merge changed.
-        expected_share: what it was to be.
+        expected_share: the share that the recipe lets expect.
         sigmas: the largest distance of a statistic from its expectation, in standard deviations.
-        faults: what is not as the recipe describes.
+        faults: what differs from the recipe.
     """
 
     farthest: float
@@ -264,7 +264,7 @@ def _scale_faults(case: Masked, scale: float, model: int, kept: Tensor, deviatio
     deviations[f"factor of model {model}"] = deviation
     faults = []
     if deviation > SIGMAS:
-        faults.append(f"model {model} is rescaled by {scale:.6g}; {whole / expected:.6g} was to be expected")
+        faults.append(f"model {model} is rescaled by {scale:.6g}; expected {whole / expected:.6g}")
     # Where signs are elected, a model that lost does not show whether it was kept.
     if not case.consensus and abs(scale * (size * kept).sum().item() / whole - 1) > 1e-4:
         faults.append(f"model {model} is rescaled by {scale:.6g}, which does not restore its L1 norm")
@@ -272,9 +272,9 @@ def _scale_faults(case: Masked, scale: float, model: int, kept: Tensor, deviatio
 
 
 def fusion_faults(merged: Tensor, base: Tensor, other: Tensor) -> tuple[tuple[str, ...], int]:
-    """Returns what of `merged` is no arcee_fusion of float32 `other` into `base`, and how many elements are left open.
+    """Returns where `merged` is no arcee_fusion of float32 `other` into `base`, and how many elements are undecided.
 
-    The threshold of the importance cannot be told exactly: the divergence is a sum of float32 terms that nearly cancel,
+    The threshold of the importance is not exactly known: the divergence is a sum of float32 terms that nearly cancel,
     and over a million elements mergekit takes the threshold from a sample of that many. So elements whose exact
     importance lies nearer to the exact threshold than that may go either way; all others must not.
     """
@@ -302,7 +302,7 @@ def fusion_faults(merged: Tensor, base: Tensor, other: Tensor) -> tuple[tuple[st
 
 
 def _importance(base: Tensor, other: Tensor) -> Tensor:
-    """How much fusion there is reason for, element by element."""
+    """arcee_fusion's importance of each element."""
     p, q = other.softmax(dim=-1) + 1e-8, base.softmax(dim=-1) + 1e-8
     return (other - base).abs() * (p * (p / q).log()).sum(dim=-1, keepdim=True)
 

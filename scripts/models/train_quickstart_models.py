@@ -11,8 +11,10 @@ The models are one base and two specialists of it, each a Llama of 0.68 million 
 Each specialist also rehearses what the base knows, but never the other specialist's task. Rehearsal keeps its change of
 the weights from disturbing the other domain, and that is what lets the two changes be added.
 
-Run `python scripts/train_quickstart_models.py`: some minutes on 2 cores. The same version of torch on the same kind of
-processor writes the same files, bit for bit. The items of a task's data are held out of every training mixture.
+    python scripts/models/train_quickstart_models.py          (a few minutes on 2 cores)
+
+The same version of torch on the same kind of processor writes the same files, bit for bit. The items of a task's data
+are held out of every training mixture.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ Item = tuple[str, str]
 """A question, such as `12+30=`, and its answer, `42`."""
 Generator = Callable[[random.Random], Item]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = 528  # of each task: 128 to search with, 400 held out
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
@@ -457,11 +459,11 @@ SPECIALISTS = (
 def main() -> None:
     """Write the tasks' data, then train and write the three models."""
     parser = argparse.ArgumentParser(
-        description="Train the three quickstart models and write their tasks' data. Takes some minutes on 2 cores.",
+        description="Train the three quickstart models and write their tasks' data. Takes a few minutes on 2 cores.",
     )
     parser.add_argument("--models", type=Path, default=ROOT / "recipes" / "quickstart", help="folder of the models")
     parser.add_argument("--data", type=Path, default=ROOT / "eval_tasks" / "data", help="folder of the tasks' data")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch; another number may round otherwise")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; another number may round differently")
     parser.add_argument("--data-only", action="store_true", help="write the tasks' data and train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -479,11 +481,11 @@ def main() -> None:
     began, total, done = time.monotonic(), BASE.steps + sum(stage.steps for stage in SPECIALISTS), 0
 
     def progress(step: int, note: str) -> None:
-        """Print the note, with the seconds gone and to go."""
+        """Print the note, with the seconds elapsed and left."""
         if note:
             gone = time.monotonic() - began
             left = gone / (done + step) * (total - done - step)
-            print(f"{note}; {gone:.0f} s gone, about {left:.0f} s to go", flush=True)
+            print(f"{note}; {gone:.0f} s elapsed, about {left:.0f} s left", flush=True)
 
     tokenizer = build_tokenizer()
     base = build_model(tokenizer, seed=0)

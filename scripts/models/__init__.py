@@ -1,0 +1,1 @@
+"""Makers of checkpoints and of their training data."""
