@@ -90,7 +90,7 @@ def write_header(folder: Path, config: dict[str, Any]) -> str:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     infos = [TensorInfo(name, torch.bfloat16, shape) for name, shape in tensors_of(config)]
-    head, _ = encode_header(infos)
+    head = encode_header(infos)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(head)
         file.truncate(len(head) + sum(info.nbytes for info in infos))

@@ -102,14 +102,24 @@ def test_values_at_odd_addresses_are_read(tmp_path: Path) -> None:
 
 
 def test_opening_loads_no_weights(tmp_path: Path) -> None:
-    # A sparse file larger than memory: only its header has bytes.
+    # A sparse file larger than memory, which the system refuses to map for torch: only its header has bytes.
     size = 2**40
-    single(tmp_path, {"a": entry([size // 4], 0, size)})
+    header = {"a": entry([size // 4], 0, size), "b": entry([2, 1], size, size + 8)}
+    single(tmp_path, header)
     with (tmp_path / "model.safetensors").open("r+b") as file:
-        file.truncate(len(blob({"a": entry([size // 4], 0, size)})) + size)
+        file.truncate(len(blob(header)) + size + 8)
     checkpoint = Checkpoint.open(str(tmp_path))
-    assert checkpoint.nbytes == size
-    assert checkpoint.read("a")[-1].item() == 0.0
+    assert checkpoint.nbytes == size + 8
+    assert checkpoint.piece("a", size // 4 - 1, size // 4).item() == 0.0
+    assert same(checkpoint.read("b"), torch.zeros(2, 1))
+
+
+def test_writing_into_what_was_read_changes_no_file(model: Path) -> None:
+    checkpoint = Checkpoint.open(str(model))
+    before = fingerprint(model)
+    for name in checkpoint.tensors:
+        checkpoint.read(name).zero_()
+    assert fingerprint(model) == before
 
 
 def test_a_view_outlives_the_checkpoint(model: Path) -> None:
@@ -133,8 +143,10 @@ def test_a_file_that_shrinks_while_open_is_an_error(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(str(tmp_path))
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(CheckpointError, match="shrank"):
+    with pytest.raises(CheckpointError, match="changed since it was opened"):
         checkpoint.read("a")
+    with pytest.raises(CheckpointError, match="changed since it was opened"):
+        checkpoint.piece("a", 0, 1000)
 
 
 def test_threads_read_at_once(model: Path) -> None:
@@ -171,9 +183,11 @@ def edited(model: Path, folder: Path, name: str, change: str) -> Path:
         (folder / "config.json").write_text(json.dumps(config | {name: 7}))
         return folder
     checkpoint = Checkpoint.open(str(folder))
-    path, place = checkpoint._places[name]
-    at = place.start + {"first": 0, "last": place.info.nbytes - 1}[change]
+    path = checkpoint._files[name].path
     data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    start, stop = json.loads(data[8 : 8 + length])[name]["data_offsets"]
+    at = 8 + length + {"first": start, "last": stop - 1}[change]
     data[at] ^= 1
     path.write_bytes(data)
     return folder

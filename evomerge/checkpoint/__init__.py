@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evomerge.checkpoint.adapter import AdaptedCheckpoint
 from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, files_beside
-from evomerge.checkpoint.header import TensorInfo, read_object, told
+from evomerge.checkpoint.header import TensorInfo, read_object, reading
 from evomerge.checkpoint.hub import Reference, adapter_folder, tokenizer_folder
 from evomerge.checkpoint.reading import Checkpoint
 from evomerge.checkpoint.view import CheckpointView
@@ -42,7 +42,7 @@ def open_checkpoint(text: str, folders: Sequence[Path] = HERE) -> Checkpoint:
     Raises:
         CheckpointError: one of the two cannot be found or is at fault, or they do not fit together.
     """
-    with told(text):
+    with reading(text):
         reference = Reference.parse(text, folders)
         if reference.adapter_text is None:
             return Checkpoint.open(text, folders)

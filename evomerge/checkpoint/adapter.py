@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoint.adapter_config import ADAPTER_CONFIG, AdapterConfig
-from evomerge.checkpoint.header import TensorInfo, read_header
-from evomerge.checkpoint.reading import Checkpoint, map_file
+from evomerge.checkpoint.header import TensorInfo, reading
+from evomerge.checkpoint.reading import Checkpoint
 from evomerge.checkpoint.view import CheckpointView
+from evomerge.checkpoint.weight_file import WeightFile
 from evomerge.errors import CheckpointError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -73,14 +74,11 @@ class AdaptedCheckpoint(CheckpointView):
     """
 
     def __init__(self, inner: Checkpoint, reference: str, folder: Path) -> None:
-        self._path = folder / ADAPTER_WEIGHTS
         self._settings = AdapterConfig.read(folder / ADAPTER_CONFIG, reference)
-        if not self._path.is_file():
+        if not (folder / ADAPTER_WEIGHTS).is_file():
             raise CheckpointError(_no_weights(reference, folder))
-        self._stored = {place.info.name: place for place in read_header(self._path)}
-        self._updates, tensors, faults = _updates(
-            inner, self._settings, {name: place.info for name, place in self._stored.items()}
-        )
+        self._weights = WeightFile(folder / ADAPTER_WEIGHTS)
+        self._updates, tensors, faults = _updates(inner, self._settings, self._weights.tensors)
         if faults:
             more = [f"{reference}: ... and {len(faults) - _MOST_FAULTS} more like these"]
             told = [f"{reference}: {fault}" for fault in faults[:_MOST_FAULTS]]
@@ -97,13 +95,13 @@ class AdaptedCheckpoint(CheckpointView):
         if update is None:
             return self.inner.read(name)
         stored = self.tensors[name].dtype
-        own = self.inner.read(name) if update.whole is None else self._adapter(update.whole)
+        own = self.inner.read(name) if update.whole is None else self._weights.read(update.whole)
         if update.factors is None:
             return own.to(stored)
-        a, b = (self._adapter(factor).float() for factor in update.factors)
+        a, b = (self._weights.read(factor).float() for factor in update.factors)
         if update.embedding:
             a, b = b.T.contiguous(), a.T.contiguous()
-        magnitude = None if update.magnitude is None else self._adapter(update.magnitude).float().reshape(-1)
+        magnitude = None if update.magnitude is None else self._weights.read(update.magnitude).float().reshape(-1)
         weight = own.T if update.transposed else own
         merged = _merged(weight, a, b, update.scale, magnitude)
         return (merged.T.contiguous() if update.transposed else merged).to(stored)
@@ -111,17 +109,13 @@ class AdaptedCheckpoint(CheckpointView):
     def fingerprint(self, kept: MutableMapping[str, str] | None = None) -> str:
         """A hex digest that changes with the model's and with any byte of the adapter."""
         digest = hashlib.sha256(f"{self.inner.fingerprint(kept)} {self._settings!r}".encode())
-        digest.update(map_file(self._path).numpy().data)
+        with reading(self._weights.path), self._weights.path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
     def paths(self) -> frozenset[Path]:
         """See `Checkpoint.paths`."""
-        return self.inner.paths() | {self._path.resolve(), self._path.parent.resolve()}
-
-    def _adapter(self, name: str) -> Tensor:
-        place = self._stored[name]
-        data = map_file(self._path)[place.start : place.start + place.info.nbytes]
-        return data.clone().view(place.info.dtype).reshape(place.info.shape)
+        return self.inner.paths() | {self._weights.path.resolve(), self._weights.path.parent.resolve()}
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from evomerge.checkpoint.header import CONFIG, told
+from evomerge.checkpoint.header import CONFIG, reading
 from evomerge.errors import CheckpointError
 
 # The folder in which transformers keeps the chat templates beside the default one.
@@ -66,13 +66,13 @@ def strangers(folder: Path) -> list[str]:
 
 
 def _files_like(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    with told(folder):
+    with reading(folder):
         found = [folder / name for name in _names(folder) if _like(name, patterns) and (folder / name).is_file()]
         # In the Hub's cache, a model's files are links from snapshots/COMMIT into blobs.
         whole = folder.resolve()
         homes = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
         for path in found:
-            with told(path):
+            with reading(path):
                 path.open("rb").close()
             if not any(path.resolve().is_relative_to(home) for home in homes):
                 raise CheckpointError(

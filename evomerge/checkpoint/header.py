@@ -1,4 +1,4 @@
-"""The header of a safetensors file, both ways, trusting nothing that it says.
+"""The small parts of a checkpoint, trusting nothing that they say: headers of safetensors files, and JSON files.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes, little-endian, with the
 header's length; the header, a JSON object from tensor names to dtype, shape and offsets; then the bytes of
@@ -10,20 +10,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from evomerge.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+_METADATA = "__metadata__"
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -50,12 +53,10 @@ if hasattr(torch, "float8_e8m0fnu"):
     _DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
-# The limit of safetensors' own loader: what is past it, nobody else could load.
-_MOST_HEADER_BYTES = 100_000_000
 # Enough for the index of any known model a hundred times over; a larger file is an attack or a mistake.
 _MOST_JSON_BYTES = 100_000_000
 
-_DAMAGED = "the file is damaged or hostile; download it again from a source that you trust"
+_DAMAGED = "the file is damaged or malicious; download it again from a source that you trust"
 
 
 @dataclass(frozen=True)
@@ -83,47 +84,38 @@ class TensorInfo:
         return self.numel * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies.
-
-    Attributes:
-        info: the tensor.
-        start: its first byte, counted from the start of the file.
-    """
-
-    info: TensorInfo
-    start: int
-
-
 @contextmanager
-def told(what: object) -> Iterator[None]:
-    """Raises a CheckpointError that names `what` where the system does not let it be read."""
+def reading(what: object) -> Iterator[None]:
+    """Raises a CheckpointError that names `what` where the system refuses to read it."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(f"{what}: cannot be read: {error.strerror or error}") from error
 
 
+def _damaged(path: Path, fault: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {fault}; {_DAMAGED}")
+
+
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of the pairs; a key that is there twice is an error, as readers differ in which they take."""
+    """A dict of the pairs; a duplicate key is an error, as readers differ in which value they take."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} is there twice")
+            raise ValueError(f"a duplicate key, {key!r}")
         key.encode()  # half a surrogate pair is a ValueError here, and not later in the writer
         found[key] = value
     return found
 
 
-def _parse_object(data: bytes, fault: Callable[[str], CheckpointError]) -> dict[str, Any]:
+def _parse_object(data: bytes, path: Path) -> dict[str, Any]:
     """The JSON object in `data`, its keys unique at every depth."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise fault(f"expected JSON, found {str(error) or type(error).__name__}") from error
+        raise _damaged(path, f"expected JSON, found {str(error) or type(error).__name__}") from error
     if not isinstance(value, dict):
-        raise fault(f"expected a JSON object, found {type(value).__name__}")
+        raise _damaged(path, f"expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -136,124 +128,117 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not a regular file, too large, not JSON, or not an object.
     """
-
-    def fault(text: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {text}; {_DAMAGED}")
-
-    with told(path):
+    with reading(path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise fault("expected a file, found a folder or a device")
+            raise _damaged(path, "expected a file, found a folder or a device")
         if status.st_size > _MOST_JSON_BYTES:
-            raise fault(f"expected at most {_MOST_JSON_BYTES:,} bytes of JSON, found {status.st_size:,}")
-        data = path.read_bytes()
-    return _parse_object(data, fault)
+            raise _damaged(path, f"expected at most {_MOST_JSON_BYTES:,} bytes of JSON, found {status.st_size:,}")
+        return _parse_object(path.read_bytes(), path)
 
 
-def read_header(path: Path) -> list[Place]:
-    """The tensors of a safetensors file in the order of their offsets, with every promise of it checked.
+def weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, by an index whose file names are all safe.
+
+    Args:
+        index: a ``model.safetensors.index.json``.
+
+    Raises:
+        CheckpointError: the index is damaged, or names a shard outside its folder or one that is not safetensors.
+    """
+    found = read_object(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+        raise CheckpointError(f"{index}: weight_map: expected an object from tensor names to shard names")
+    for shard in set(found.values()):
+        if not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: names the shard {shard!r}; only .safetensors files are read: a pickle runs code"
+            )
+        # Both separators and the drive's colon, whatever this system's are: the file may come from any other.
+        if re.search(r"[/\\:\x00]", shard) or shard.startswith(".."):
+            raise CheckpointError(
+                f"{index}: names the shard {shard!r}, which leads out of its folder; expected a plain file name. "
+                "Do not use this checkpoint"
+            )
+    return found
+
+
+def read_header(path: Path) -> tuple[list[TensorInfo], int]:
+    """The tensors of a safetensors file in the order of their bytes, and the first byte of the first tensor.
+
+    safetensors checks that the header describes the file's bytes exactly: types, sizes, no holes, no overlaps.
 
     Args:
         path: the file.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or its header does not describe its bytes exactly.
+        CheckpointError: the file is missing, truncated, malformed, or has a dtype that torch lacks.
     """
-
-    def fault(text: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {text}; {_DAMAGED}")
-
-    with told(path):
-        # A stat before the open: opening a named pipe would wait for ever.
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise fault("expected a safetensors file, found a folder or a device")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 8:
-                raise fault(f"truncated: expected a header of 8 bytes or more, found {size} bytes")
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MOST_HEADER_BYTES:
-                raise fault(f"the header claims {length:,} bytes; at most {_MOST_HEADER_BYTES:,} are allowed")
-            if 8 + length > size:
-                raise fault(f"truncated: the header claims {length:,} bytes, the file has {size:,}")
-            header = _parse_object(file.read(length), fault)
-
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise fault("__metadata__: expected an object of strings")
-    spans = sorted((_span(name, entry, fault) for name, entry in header.items()), key=lambda span: (span[1], span[2]))
-    data = size - 8 - length
-    end = 0
-    for info, start, stop in spans:
-        if start != end:
-            kind = "overlap" if start < end else "leave a hole"
-            raise fault(f"{info.name}: its offsets start at {start:,}, expected {end:,}: tensors {kind}")
-        end = stop
-    if end > data:
-        raise fault(f"truncated: the tensors need {end:,} bytes, the file has {data:,} after the header")
-    if end < data:
-        raise fault(f"{data - end:,} bytes after the last tensor belong to none")
-    return [Place(info, 8 + length + start) for info, start, _ in spans]
+    with reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = 8 + int.from_bytes(file.read(8), "little")
+        try:
+            # For numpy: for torch it would map the whole file, which the system refuses where memory is short.
+            with safe_open(path, "numpy") as opened:
+                slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+        except SafetensorError as error:
+            fault = str(error).removeprefix("Error while deserializing header: ")
+            if not fault.endswith("not fully covered"):
+                raise _damaged(
+                    path, f"expected a safetensors file, found {size:,} bytes with a fault: {fault}"
+                ) from None
+            header = _parse_object(file.read(start - 8), path)
+            end = start + max((header[name]["data_offsets"][1] for name in header.keys() - {_METADATA}), default=0)
+            if size < end:
+                raise _damaged(path, f"truncated: its header describes {end:,} bytes, found {size:,}") from None
+            raise _damaged(path, f"expected {end:,} bytes, found {size - end:,} after the last tensor") from None
+        _parse_object(file.read(start - 8), path)  # safetensors takes the last of several tensors of one name.
+    infos = []
+    for name, view in slices.items():
+        code, shape = view.get_dtype(), tuple(view.get_shape())
+        if code not in _DTYPES:
+            raise CheckpointError(f"{path}: {name} is {code}, which cannot be read; expected {', '.join(_DTYPES)}")
+        infos.append(TensorInfo(name, _DTYPES[code], shape))
+        # Torch multiplies dimensions in 64 bits, those of an empty tensor too.
+        if math.prod(length for length in shape if length) * infos[-1].dtype.itemsize >= 2**63:
+            raise _damaged(path, f"{name}: shape {list(shape)} is too large to address")
+    return infos, start
 
 
-def _span(name: str, entry: object, fault: Callable[[str], CheckpointError]) -> tuple[TensorInfo, int, int]:
-    """A tensor with its first byte and the byte past its last one, counted from the end of the header."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise fault(f"{name}: expected exactly dtype, shape and data_offsets")
-    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(code, str) or code not in _DTYPES:
-        raise fault(f"{name}: unknown dtype {code!r}; expected one of {', '.join(_DTYPES)}")
-    if not _naturals(shape):
-        raise fault(f"{name}: shape {shape!r}: expected a list of integers, none below 0")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise fault(f"{name}: data_offsets {offsets!r}: expected [first byte, byte past the last]")
-    info = TensorInfo(name, _DTYPES[code], tuple(shape))
-    # Torch multiplies dimensions in 64 bits, those of an empty tensor too.
-    if math.prod(size for size in shape if size) * info.dtype.itemsize >= 2**63:
-        raise fault(f"{name}: shape {shape} is too large to address")
-    if info.nbytes != offsets[1] - offsets[0]:
-        held = offsets[1] - offsets[0]
-        raise fault(f"{name}: {code} of shape {shape} is {info.nbytes} bytes, its offsets hold {held}")
-    return info, offsets[0], offsets[1]
-
-
-def _naturals(value: object) -> bool:
-    """Whether this is a list of integers of 0 or more that a machine can count to (`True` is no integer)."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
-
-
-def encode_header(infos: Iterable[TensorInfo]) -> tuple[bytes, dict[str, Place]]:
-    """The header of a file that holds these tensors in this order, and the place of each.
+def encode_header(infos: Sequence[TensorInfo]) -> bytes:
+    """The first bytes of a file that holds these tensors in this order; a multiple of 8, so that values are aligned.
 
     Args:
         infos: the tensors, names unique.
 
-    Returns:
-        The first bytes of the file, a multiple of 8 so that the values are aligned; and places by name.
-
     Raises:
         CheckpointError: a dtype has no name in safetensors, or a name is reserved.
     """
-    entries: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
-    starts: list[tuple[TensorInfo, int]] = []
-    end = 0
+    entries: dict[str, Mapping[str, Any]] = {_METADATA: {"format": "pt"}}
+    starts = starts_of(infos, 0)
     for info in infos:
-        if info.name == "__metadata__":
-            raise CheckpointError("a tensor is named __metadata__, which safetensors reserves; rename it")
+        if info.name == _METADATA:
+            raise CheckpointError(f"a tensor is named {_METADATA}, which safetensors reserves; rename it")
         if info.dtype not in _CODES:
             raise CheckpointError(
                 f"{info.name}: safetensors cannot store {info.dtype}; use one of {', '.join(map(str, _CODES))}"
             )
-        starts.append((info, end))
-        stop = end + info.nbytes
-        entries[info.name] = {
-            "dtype": _CODES[info.dtype],
-            "shape": list(info.shape),
-            "data_offsets": [end, stop],
-        }
-        end = stop
+        offsets = [starts[info.name], starts[info.name] + info.nbytes]
+        entries[info.name] = {"dtype": _CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return head, {info.name: Place(info, len(head) + start) for info, start in starts}
+    return len(text).to_bytes(8, "little") + text
+
+
+def starts_of(infos: Sequence[TensorInfo], first: int) -> dict[str, int]:
+    """The first byte of each tensor of a file, by name.
+
+    Args:
+        infos: the file's tensors, in the order of their bytes.
+        first: the first byte of the first tensor.
+    """
+    starts = {}
+    for info in infos:
+        starts[info.name] = first
+        first += info.nbytes
+    return starts

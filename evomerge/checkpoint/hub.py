@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.checkpoint.folder import files_beside
-from evomerge.checkpoint.header import INDEX, WEIGHTS, read_object, told
+from evomerge.checkpoint.header import INDEX, WEIGHTS, reading, weight_map
 from evomerge.errors import CheckpointError
 from evomerge.paths import HERE, find, not_found
 
@@ -89,57 +89,6 @@ def _path(text: str, folders: Sequence[Path]) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def check_shard_name(name: str, index: Path) -> None:
-    """Nothing, where a shard's name stays in its folder.
-
-    Args:
-        name: a file name from an index.
-        index: the index, for the error's text.
-
-    Raises:
-        CheckpointError: the name is absolute, has separators or ``..``, or is no safetensors file.
-    """
-    if not name.endswith(".safetensors"):
-        raise CheckpointError(
-            f"{index}: names the shard {name!r}; only .safetensors files are read: a pickle runs code"
-        )
-    # Both separators and the drive's colon, whatever this system's are: the file may come from any other.
-    if re.search(r"[/\\:\x00]", name) or name.startswith(".."):
-        raise CheckpointError(
-            f"{index}: names the shard {name!r}, which leads out of its folder; expected a plain file name. "
-            "Do not use this checkpoint"
-        )
-
-
-def shard_names(index: Path) -> tuple[str, ...]:
-    """The file names of an index's shards, sorted.
-
-    Args:
-        index: a ``model.safetensors.index.json``.
-
-    Raises:
-        CheckpointError: the index is damaged, or a name leads out of its folder.
-    """
-    return tuple(sorted(set(weight_map(index).values())))
-
-
-def weight_map(index: Path) -> dict[str, str]:
-    """The shard of each tensor, by an index whose names are all safe.
-
-    Args:
-        index: a ``model.safetensors.index.json``.
-
-    Raises:
-        CheckpointError: the index is damaged, or a name leads out of its folder.
-    """
-    found = read_object(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
-        raise CheckpointError(f"{index}: weight_map: expected an object from tensor names to shard names")
-    for shard in set(found.values()):
-        check_shard_name(shard, index)
-    return found
-
-
 def folder_of(text: str, folders: Sequence[Path] = HERE) -> Path:
     """The folder of a model, downloaded where it is not on this machine.
 
@@ -155,7 +104,7 @@ def folder_of(text: str, folders: Sequence[Path] = HERE) -> Path:
 
 def tokenizer_folder(text: str, folders: Sequence[Path] = HERE) -> Path:
     """As `folder_of`, without the weights: the config, the tokenizer and the like."""
-    with told(text):
+    with reading(text):
         return _folder(text, text, folders, lambda _: [])
 
 
@@ -175,7 +124,7 @@ def adapter_folder(path: str, text: str, folders: Sequence[Path] = HERE) -> Path
 
 def _weights(folder: Path) -> list[str]:
     index = folder / INDEX
-    return [WEIGHTS, *(shard_names(index) if index.is_file() else ())]
+    return [WEIGHTS, *(set(weight_map(index).values()) if index.is_file() else ())]
 
 
 def _folder(path: str, text: str, folders: Sequence[Path], weights: Callable[[Path], list[str]]) -> Path:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import mmap
-import os
-import threading
 from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from evomerge.checkpoint.folder import files_beside
-from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, read_header, read_object, told
-from evomerge.checkpoint.hub import folder_of, weight_map
+from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, TensorInfo, read_object, reading, weight_map
+from evomerge.checkpoint.hub import folder_of
+from evomerge.checkpoint.weight_file import WeightFile, bytes_of
 from evomerge.errors import CheckpointError
 from evomerge.paths import HERE
 
@@ -53,13 +48,9 @@ class Checkpoint:
         self.reference = reference
         self.folder = folder
         self.config = MappingProxyType(read_object(_config_of(reference, folder)))
-        self._places = _places(reference, folder)
-        self.tensors = MappingProxyType({name: place.info for name, (_, place) in self._places.items()})
+        self._files = _weight_files(reference, folder)
+        self.tensors = MappingProxyType({name: file.tensors[name] for name, file in self._files.items()})
         self.nbytes = sum(info.nbytes for info in self.tensors.values())
-        self._maps: dict[Path, Tensor] = {}
-        self._files: dict[Path, FileIO] = {}
-        self._lock = threading.Lock()
-        self._closed = False
 
     @classmethod
     def open(cls, reference: str, folders: Sequence[Path] = HERE) -> Checkpoint:
@@ -73,7 +64,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be found, or a file is missing, truncated, unsafe or inconsistent.
         """
-        with told(reference):
+        with reading(reference):
             return cls(reference, folder_of(reference, folders))
 
     def __repr__(self) -> str:
@@ -90,9 +81,8 @@ class Checkpoint:
     def read(self, name: str, device: str | torch.device = "cpu") -> Tensor:
         """The values of one tensor, in its own dtype.
 
-        On the CPU the result is a view of the file's pages, which cost no memory that the system cannot
-        take back. They are read-only: **never write into it** (the process would be killed); `clone` first.
-        A view stays valid after `close`.
+        On the CPU the result is a view of the file's pages where the system can map the file: they cost no memory
+        that the system cannot take back. A view stays valid after `close`.
 
         Args:
             name: one of `tensors`.
@@ -102,22 +92,14 @@ class Checkpoint:
             A tensor of the dtype and shape of ``tensors[name]`` on `device`.
 
         Raises:
-            CheckpointError: no such tensor, the checkpoint is closed, or its file went away.
+            CheckpointError: no such tensor, the checkpoint is closed, or its file was removed or changed.
         """
-        path, place = self._place(name)
-        info = place.info
-        if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=info.dtype, device=device)
-        data = self._bytes(path, place)
-        if place.start % info.dtype.itemsize:
-            # Files whose headers are not padded have values at addresses that a view cannot start at.
-            data = data.clone()
-        return data.view(info.dtype).reshape(info.shape).to(device)
+        return self._file(name).read(name).to(device)
 
     def piece(self, name: str, start: int, stop: int) -> Tensor:
         """Some elements of one tensor, flat, in its own dtype, in memory of their own on the CPU.
 
-        They are read from the file and not mapped: however much is read, no page of the file is held.
+        They are read from the file and not mapped: reading all of it leaves none of its pages in the process.
 
         Args:
             name: one of `tensors`.
@@ -125,19 +107,9 @@ class Checkpoint:
             stop: the element past the last.
 
         Raises:
-            CheckpointError: no such tensor, the checkpoint is closed, or its file went away.
+            CheckpointError: no such tensor, the checkpoint is closed, or its file was removed or changed.
         """
-        path, place = self._place(name)
-        size = place.info.dtype.itemsize
-        data = torch.empty((stop - start) * size, dtype=torch.uint8)
-        file, read = self._file(path), 0
-        while read < len(data):
-            with told(path):
-                count = os.preadv(file.fileno(), [data.numpy().data[read:]], place.start + start * size + read)
-            if count == 0:
-                raise CheckpointError(f"{path}: shrank since it was opened; do not write to a model that is in use")
-            read += count
-        return data.view(place.info.dtype)
+        return self._file(name).piece(name, start, stop)
 
     def fingerprint(self, kept: MutableMapping[str, str] | None = None) -> str:
         """A hex digest that changes with any byte of the weights, the config or a side file.
@@ -149,16 +121,16 @@ class Checkpoint:
                 that is computed is added.
 
         Raises:
-            CheckpointError: the checkpoint is closed, or a file went away.
+            CheckpointError: the checkpoint is closed, or a file was removed.
         """
         kept = {} if kept is None else kept
-        stamp = _stamp({self.folder / CONFIG, *(path for path, _ in self._places.values()), *self.side_files()})
+        stamp = _stamp({self.folder / CONFIG, *(file.path for file in self._files.values()), *self.side_files()})
         if stamp not in kept:
             # Older transformers write the path that a model was loaded from into its config.
             config = {key: value for key, value in self.config.items() if key != "_name_or_path"}
             digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
             with ThreadPoolExecutor() as threads:
-                hashes = dict(zip(self._places, threads.map(self._hash, self._places), strict=True))
+                hashes = dict(zip(self._files, threads.map(self._hash, self._files), strict=True))
             for name in sorted(hashes):
                 info = self.tensors[name]
                 digest.update(f"\n{name!r} {info.dtype} {info.shape} ".encode() + hashes[name])
@@ -176,49 +148,22 @@ class Checkpoint:
 
     def paths(self) -> frozenset[Path]:
         """All that it is read from: its folder and its files, links followed."""
-        places = (self.folder, *(path for path, _ in self._places.values()), *self.side_files())
+        places = (self.folder, *(file.path for file in self._files.values()), *self.side_files())
         return frozenset(path.resolve() for path in places)
 
     def close(self) -> None:
-        """Lets go of the files. Tensors already read stay valid; reading more is an error."""
-        with self._lock:
-            self._closed = True
-            self._maps.clear()
-            while self._files:
-                self._files.popitem()[1].close()
+        """Closes the files. Tensors already read stay valid; reading more is an error."""
+        for file in self._files.values():
+            file.close()
 
-    def _place(self, name: str) -> tuple[Path, Place]:
-        if name not in self._places:
-            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._places)} others")
-        return self._places[name]
-
-    def _file(self, path: Path) -> FileIO:
-        with self._lock:
-            if self._closed:
-                raise CheckpointError(f"{self.reference}: the checkpoint is closed; open it again to read")
-            file = self._files.get(path)
-            if file is None:
-                with told(path):
-                    file = self._files[path] = FileIO(path)
-            return file
-
-    def _bytes(self, path: Path, place: Place) -> Tensor:
-        """The tensor's bytes, shape ``(nbytes,)``, uint8: a view of its file's memory map."""
-        with self._lock:
-            if self._closed:
-                raise CheckpointError(f"{self.reference}: the checkpoint is closed; open it again to read")
-            data = self._maps.get(path)
-            if data is None:
-                data = self._maps[path] = map_file(path)
-        stop = place.start + place.info.nbytes
-        if data.numel() < stop:
-            raise CheckpointError(f"{path}: shrank since it was opened; do not write to a model that is in use")
-        return data[place.start : stop]
+    def _file(self, name: str) -> WeightFile:
+        if name not in self._files:
+            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._files)} others")
+        return self._files[name]
 
     def _hash(self, name: str) -> bytes:
         """A digest of a tensor's bytes."""
-        path, place = self._places[name]
-        return hashlib.sha256(self._bytes(path, place).numpy().data if place.info.nbytes else b"").digest()
+        return hashlib.sha256(bytes_of(self._file(name).read(name))).digest()
 
 
 def side_hash(checkpoint: Checkpoint) -> str:
@@ -229,7 +174,7 @@ def side_hash(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256()
     for path in checkpoint.side_files():
-        with told(path):
+        with reading(path):
             data = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{path.relative_to(checkpoint.folder).as_posix()!r} {data}\n".encode())
     return digest.hexdigest()
@@ -239,26 +184,10 @@ def _stamp(paths: set[Path]) -> str:
     """A hex digest of where files are, how large, and when they were changed."""
     digest = hashlib.sha256()
     for path in sorted(path.absolute() for path in paths):
-        with told(path):
+        with reading(path):
             found = path.stat()
         digest.update(repr((str(path), found.st_size, found.st_mtime_ns)).encode())
     return digest.hexdigest()
-
-
-def map_file(path: Path) -> Tensor:
-    """The bytes of a file, shape ``(size,)``, uint8, as a read-only memory map."""
-    try:
-        with path.open("rb") as file:
-            # Read-only pages: torch's own `from_file` maps them as writable, for which the kernel wants
-            # memory in reserve, and refuses a file larger than the machine's.
-            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read any more: {error}") from error
-    # torch has no read-only tensors and warns of a read-only buffer, in a way that threads cannot silence.
-    # So it is given the address; the buffer keeps the map, and torch keeps the buffer.
-    buffer = (ctypes.c_uint8 * data.size).from_address(data.ctypes.data)
-    buffer.kept = data  # type: ignore[attr-defined]
-    return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
 def _config_of(reference: str, folder: Path) -> Path:
@@ -271,8 +200,8 @@ def _config_of(reference: str, folder: Path) -> Path:
     raise CheckpointError(f"{folder}: no {CONFIG}; expected the folder of a transformers model")
 
 
-def _places(reference: str, folder: Path) -> dict[str, tuple[Path, Place]]:
-    """The file and place of every tensor, in the order in which they lie on disk."""
+def _weight_files(reference: str, folder: Path) -> dict[str, WeightFile]:
+    """The file of every tensor, in the order in which they lie on disk."""
     index = folder / INDEX
     # As transformers does: where both are there, the single file is the model.
     if (folder / WEIGHTS).is_file():
@@ -290,23 +219,22 @@ def _places(reference: str, folder: Path) -> dict[str, tuple[Path, Place]]:
             f"{folder}: {len(missing)} of {len(shards)} shards are missing, the first {missing[0]}; "
             "download the model again"
         )
-    found: dict[str, tuple[Path, Place]] = {}
+    found: dict[str, WeightFile] = {}
     for shard in shards:
-        path = folder / shard
-        for place in read_header(path):
-            name = place.info.name
+        file = WeightFile(folder / shard)
+        for name in file.tensors:
             if name in found:
                 raise CheckpointError(
-                    f"{folder}: the tensor {name} is in two shards, {found[name][0].name} and {shard}; "
-                    "expected one; download the model again or save it anew"
+                    f"{folder}: the tensor {name} is in two shards, {found[name].path.name} and {shard}; "
+                    "expected one; download the model again or save it again"
                 )
-            found[name] = (path, place)
+            found[name] = file
     for name, shard in mapped.items():
-        if name not in found or found[name][0].name != shard:
-            where = f"found it in {found[name][0].name}" if name in found else "no shard has it"
+        if name not in found or found[name].path.name != shard:
+            where = f"found it in {found[name].path.name}" if name in found else "no shard has it"
             raise CheckpointError(
                 f"{index}: expected the tensor {name} in {shard}, {where}; the index and the shards are not "
-                "of one model; download it again"
+                "of the same model; download it again"
             )
     return found
 

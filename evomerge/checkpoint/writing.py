@@ -15,12 +15,12 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evomerge.checkpoint.folder import TEMPLATES
-from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, Place, TensorInfo, encode_header
+from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, TensorInfo, encode_header, starts_of
 from evomerge.checkpoint.target import Target, sync
+from evomerge.checkpoint.weight_file import bytes_of
 from evomerge.errors import CheckpointError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,15 +30,16 @@ _SYNCED_TOGETHER = 1 << 26
 
 @dataclass(frozen=True)
 class _Shard:
-    """One file to be: its name, its first bytes, where each tensor goes, and its size."""
+    """A file to write: its name, its first bytes, and each tensor with its first byte."""
 
     name: str
     head: bytes
-    places: Mapping[str, Place]
+    tensors: Mapping[str, TensorInfo]
+    starts: Mapping[str, int]
 
     @property
     def nbytes(self) -> int:
-        return len(self.head) + sum(place.info.nbytes for place in self.places.values())
+        return len(self.head) + sum(info.nbytes for info in self.tensors.values())
 
 
 class CheckpointWriter:
@@ -75,7 +76,7 @@ class CheckpointWriter:
         self._target = Target(folder, overwrite=overwrite, needed=needed)
         self.folder = self._target.folder
         self._shards = _plan(layout, shard_bytes)
-        self._where = {name: shard for shard in self._shards for name in shard.places}
+        self._where = {name: shard for shard in self._shards for name in shard.tensors}
         self._left = {info.name: info.numel for info in layout if info.numel}
         self._files: dict[str, FileIO] = {}
         self._state = "new"
@@ -158,14 +159,14 @@ class CheckpointWriter:
         shard = self._where.get(name)
         if shard is None:
             raise CheckpointError(f"{self.folder}: cannot write {name!r}: the layout has no such tensor")
-        return shard.places[name].info
+        return shard.tensors[name]
 
     def _write(self, info: TensorInfo, start: int, tensor: Tensor) -> None:
         if info.numel == 0:
             return
         shard = self._where[info.name]
         values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        data = values.reshape(-1).view(torch.uint8).numpy().data
+        data = bytes_of(values)
         with self._lock:
             self._check_open()
             left = self._left.get(info.name, 0) - tensor.numel()
@@ -179,7 +180,7 @@ class CheckpointWriter:
         # Several threads at once; the files stay open until all have come back.
         fault = None
         try:
-            _write_at(file, data, shard.places[info.name].start + start * info.dtype.itemsize)
+            _write_at(file, data, shard.starts[info.name] + start * info.dtype.itemsize)
         except OSError as error:
             fault = error
         with self._lock:
@@ -278,7 +279,7 @@ class CheckpointWriter:
 
     def _index(self) -> str:
         """The text of model.safetensors.index.json."""
-        total = sum(place.info.nbytes for shard in self._shards for place in shard.places.values())
+        total = sum(info.nbytes for shard in self._shards for info in shard.tensors.values())
         names = {name: self._where[name].name for name in sorted(self._where)}
         return json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=2) + "\n"
 
@@ -327,8 +328,9 @@ def _plan(layout: Sequence[TensorInfo], shard_bytes: int) -> tuple[_Shard, ...]:
     for number, group in enumerate(groups, 1):
         name = WEIGHTS if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         # Wide elements first: every tensor then starts at a multiple of its element's size, without holes.
-        head, places = encode_header(sorted(group, key=lambda info: -info.dtype.itemsize))
-        shards.append(_Shard(name, head, places))
+        infos = sorted(group, key=lambda info: -info.dtype.itemsize)
+        head = encode_header(infos)
+        shards.append(_Shard(name, head, {info.name: info for info in infos}, starts_of(infos, len(head))))
     return tuple(shards)
 
 

@@ -112,7 +112,7 @@ def config_list(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
 
 
-@hostile("config.json", "twice")
+@hostile("config.json", "a duplicate key, 'b'")
 def config_key_twice(folder: Path) -> None:
     (folder / "config.json").write_text('{"a": {"b": 1, "b": 2}}')
 
@@ -146,125 +146,130 @@ def config_folder(folder: Path) -> None:
 # The header of a safetensors file
 
 
-@hostile("model.safetensors", "truncated", "found 3 bytes")
+@hostile("model.safetensors", "found 3 bytes", "header too small")
 def three_bytes(folder: Path) -> None:
     config(folder)
     (folder / "model.safetensors").write_bytes(b"abc")
 
 
-@hostile("model.safetensors", "truncated", "found 0 bytes")
+@hostile("model.safetensors", "found 0 bytes", "header too small")
 def no_bytes(folder: Path) -> None:
     config(folder)
     (folder / "model.safetensors").touch()
 
 
-@hostile("model.safetensors", "the header claims 18,446,744,073,709,551,615 bytes")
+@hostile("model.safetensors", "header too large")
 def huge_header(folder: Path) -> None:
     single(folder, b"{}", length=2**64 - 1)
 
 
-@hostile("model.safetensors", "truncated", "the header claims 3 bytes")
+@hostile("model.safetensors", "found 10 bytes", "invalid header length")
 def header_past_the_end(folder: Path) -> None:
     single(folder, b"{}", length=3)
 
 
-@hostile("model.safetensors", "expected JSON")
+@hostile("model.safetensors", "invalid JSON")
 def header_no_json(folder: Path) -> None:
     single(folder, b"{'a': 1}")
 
 
-@hostile("model.safetensors", "expected JSON")
+@hostile("model.safetensors", "invalid UTF-8")
 def header_no_text(folder: Path) -> None:
     single(folder, b"\x80\x81\x82")
 
 
-@hostile("model.safetensors", "expected JSON")
+@hostile("model.safetensors", "invalid JSON")
 def header_half_a_surrogate(folder: Path) -> None:
     single(folder, {"\ud800": entry([1], 0, 4)}, bytes(4))
 
 
-@hostile("model.safetensors", "expected JSON")
+@hostile("model.safetensors", "recursion limit exceeded")
 def header_bottomless(folder: Path) -> None:
     single(folder, b'{"a":' * 500_000)
 
 
-@hostile("model.safetensors", "expected a JSON object")
+@hostile("model.safetensors", "invalid type: sequence")
 def header_list(folder: Path) -> None:
     single(folder, b"[]")
 
 
-@hostile("model.safetensors", "twice", "'a'")
+@hostile("model.safetensors", "a duplicate key, 'a'")
 def header_name_twice(folder: Path) -> None:
     part = json.dumps(entry([1], 0, 4))
     single(folder, f'{{"a": {part}, "a": {part}}}'.encode(), bytes(4))
 
 
-@hostile("model.safetensors", "__metadata__")
+@hostile("model.safetensors", "integer `1`, expected a string")
 def metadata_number(folder: Path) -> None:
     single(folder, {"__metadata__": {"format": 1}})
 
 
-@hostile("model.safetensors", "truncated", "need 16", "has 10")
+@hostile("model.safetensors", "truncated", "describes 86 bytes", "found 80")
 def truncated(folder: Path) -> None:
     single(folder, {"a": entry([4], 0, 16)}, bytes(10))
 
 
-@hostile("model.safetensors", "4 bytes after the last tensor")
+@hostile("model.safetensors", "expected 73 bytes", "found 4 after the last tensor")
 def trailing_bytes(folder: Path) -> None:
     single(folder, {"a": entry([1], 0, 4)}, bytes(8))
 
 
-@hostile("model.safetensors", "truncated", "need 1,099,511,627,776")
+@hostile("model.safetensors", "truncated", "describes 1,099,511,627,8")
 def offsets_outside(folder: Path) -> None:
     single(folder, {"a": entry([2**38], 0, 2**40)}, bytes(16))
 
 
-@hostile("model.safetensors", "b", "overlap")
+@hostile("model.safetensors", "invalid offset for tensor `b`")
 def overlap(folder: Path) -> None:
     single(folder, {"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12))
 
 
-@hostile("model.safetensors", "overlap")
+@hostile("model.safetensors", "invalid offset for tensor")
 def same_bytes(folder: Path) -> None:
     single(folder, {"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8))
 
 
-@hostile("model.safetensors", "b", "hole")
+@hostile("model.safetensors", "invalid offset for tensor `b`")
 def hole(folder: Path) -> None:
     single(folder, {"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12))
 
 
-@hostile("model.safetensors", "a", "unknown dtype 'F3'", "BF16")
+@hostile("model.safetensors", "unknown variant `F3`", "BF16")
 def unknown_dtype(folder: Path) -> None:
     single(folder, {"a": entry([1], 0, 4, "F3")}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "unknown dtype []")
+@hostile("model.safetensors", "a is F4, which cannot be read", "BF16")
+def dtype_of_half_a_byte(folder: Path) -> None:
+    single(folder, {"a": entry([2], 0, 1, "F4")}, bytes(1))
+
+
+@hostile("model.safetensors", "invalid type: sequence")
 def dtype_list(folder: Path) -> None:
     single(folder, {"a": entry([1], 0, 4, [])}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "F32 of shape [2] is 8 bytes", "hold 4")
+@hostile("model.safetensors", "invalid shape, data type, or offset")
 def shape_too_large(folder: Path) -> None:
     single(folder, {"a": entry([2], 0, 4)}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "[-1, -1]")
+@hostile("model.safetensors", "integer `-1`")
 def shape_negative(folder: Path) -> None:
     single(folder, {"a": entry([-1, -1], 0, 4)}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "shape [True]")
+@hostile("model.safetensors", "boolean `true`")
 def shape_true(folder: Path) -> None:
     single(folder, {"a": entry([True], 0, 4)}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "shape 1:")
+@hostile("model.safetensors", "integer `1`, expected a sequence")
 def shape_number(folder: Path) -> None:
     single(folder, {"a": entry(1, 0, 4)}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "too large to address")
+@hostile("model.safetensors", "overflow computing buffer size")
 def shape_wraps(folder: Path) -> None:
     # 2^62 * 4 * 4 bytes: 0 in 64 bits.
     single(folder, {"a": entry([2**62, 4], 0, 0)})
@@ -275,22 +280,22 @@ def empty_but_huge(folder: Path) -> None:
     single(folder, {"a": entry([0, 2**62, 2**62], 0, 0)})
 
 
-@hostile("model.safetensors", "a", "data_offsets [4, 0]")
+@hostile("model.safetensors", "invalid offset for tensor `a`")
 def offsets_backwards(folder: Path) -> None:
     single(folder, {"a": entry([1], 4, 0)}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "data_offsets [-4, 0]")
+@hostile("model.safetensors", "integer `-4`")
 def offsets_negative(folder: Path) -> None:
     single(folder, {"a": entry([1], -4, 0)}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "data_offsets [0.0, 4.0]")
+@hostile("model.safetensors", "floating point `0.0`")
 def offsets_fractions(folder: Path) -> None:
     single(folder, {"a": entry([1], 0.0, 4.0)}, bytes(4))
 
 
-@hostile("model.safetensors", "a", "exactly dtype, shape and data_offsets")
+@hostile("model.safetensors", "missing field `data_offsets`")
 def entry_incomplete(folder: Path) -> None:
     single(folder, {"a": {"dtype": "F32", "shape": [1]}}, bytes(4))
 
@@ -324,7 +329,7 @@ def tensor_in_two_shards(folder: Path) -> None:
     sharded(folder, {"a": ONE, "b": TWO}, {ONE: ["a"], TWO: ["b", "a"]})
 
 
-@hostile(INDEX, "twice")
+@hostile(INDEX, "a duplicate key, 'a'")
 def index_key_twice(folder: Path) -> None:
     config(folder)
     (folder / INDEX).write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
