@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime
 import json
 import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -685,6 +689,45 @@ def test_hostile_and_wrong_templates_are_refused_quickly(text):
     assert time.perf_counter() - start < 5
 
 
+def test_after_a_template_that_was_stopped_the_next_ones_are_rendered():
+    for stopped in (
+        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**9 }}",
+    ):
+        with pytest.raises(TemplateError, match="more than"):
+            Template(stopped).render(ROW)
+        assert Template("{{ n }}").render(ROW) == "3"
+
+
+def test_an_interrupted_rendering_does_not_answer_for_the_next():
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        slow = Template("{% for i in range(99999) %}{% for j in range(9) %}{% endfor %}{% endfor %}slow")
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            slow.render(ROW)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert Template("{{ n }}").render(ROW) == "3"
+
+
+def test_templates_are_rendered_from_several_threads():
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda n: Template("{{ n }}").render({"n": n}), range(200))
+    assert list(found) == [str(n) for n in range(200)]
+
+
+def test_rows_hold_any_data_that_can_be_copied():
+    row = {"day": datetime.date(2020, 2, 3), "price": Decimal("1.50"), "bytes": b"x"}
+    assert Template("{{ day }} {{ price }} {{ bytes.decode() }}").render(row) == "2020-02-03 1.50 x"
+    with pytest.raises(TemplateError, match="not plain data"):
+        Template("{{ day }}").render({"day": lambda: None})
+
+
 @settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_template_or_refused(text):
@@ -693,7 +736,7 @@ def test_any_text_is_a_template_or_refused(text):
 
 
 @settings(deadline=None)
-@given(st.text() | st.integers() | st.lists(st.integers()) | st.floats())
+@given(st.text() | st.integers() | st.lists(st.integers()) | st.floats(allow_nan=False))
 def test_a_lone_expression_keeps_its_value(value):
     kept = Template("{{ x }}").value({"x": value})
     assert kept is value or kept == value

@@ -1,50 +1,34 @@
-"""Jinja templates that turn one row of data into text or a value, in the sandbox of `sandbox.py`.
+"""Jinja templates that turn one row of data, or a conversation, into text.
 
-A row's null that would be printed as "None" is a fault, as is a missing field.
+They are rendered by a process of its own, `template_worker.py`, whose time and memory are bounded: a template is data,
+which may be hostile.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal
-from typing import Any, TypeVar
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import IO, Any, cast
 
-import jinja2
-from jinja2 import nodes
+from evomerge.tasks import template_worker
 
-from evomerge.document import suggestion
-from evomerge.tasks.sandbox import Sandbox, TemplateError, bounded, sized
 
-__all__ = ["Template", "TemplateError"]
-
-T = TypeVar("T")
-
-_REFUSED = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
-
-_PRINTABLE = (
-    str,
-    int,
-    float,
-    Decimal,
-    list,
-    tuple,
-    Mapping,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-)
-"""What prints the same in every run: an object's address in memory does not."""
+class TemplateError(ValueError):
+    """A template is not valid, or cannot be rendered; the text says why."""
 
 
 class Template:
-    """One template of a task file, compiled.
+    """One template of a task file.
 
     Every field of a row is a variable; the variable ``row`` is the whole row, for fields whose names are not
-    identifiers: ``{{ row["answer number"] }}``. White space is kept as written. Beside Jinja's filters there
-    are ``fromjson`` (the value of a JSON text) and ``prefixed`` (a list with a text before each member).
+    identifiers: ``{{ row["answer number"] }}``. White space is kept as written. Besides Jinja's filters, except
+    ``random``, there are ``fromjson`` (the value of a JSON text) and ``prefixed`` (a list with a text before each
+    member). A row's null that would be printed as "None" is a fault, as is a missing field.
 
     Attributes:
         text: the template as written.
@@ -54,31 +38,19 @@ class Template:
         """Compiles `text`.
 
         Raises:
-            TemplateError: where it is not a template, or uses what is refused here.
+            TemplateError: it is not a template, or uses what is not allowed.
         """
         self.text = text
-        try:
-            self._lone, self._template = bounded(self._compiled, timed=False)
-        except jinja2.TemplateSyntaxError as fault:
-            raise TemplateError(_syntax_message(fault)) from None
-
-    def _compiled(self) -> tuple[bool, jinja2.Template]:
-        tree = _ENVIRONMENT.tree(self.text)
-        for node in tree.find_all(_REFUSED):
-            raise TemplateError(f"a template may not use {type(node).__name__.lower()} (line {node.lineno} of it)")
-        lone = _only_expression(tree)
-        return lone is not None, _ENVIRONMENT.from_string(lone or tree)
+        _WORKER.ask(text, "text", None)
 
     def render(self, row: Mapping[str, Any]) -> str:
         """Returns the text that the template makes of a row.
 
         Raises:
-            TemplateError: where a field is missing or null, an operation is refused or fails, or the text
-                would be too long.
+            TemplateError: a field is missing or null, an operation is not allowed or fails, or rendering takes too
+                much time, memory or text.
         """
-        if self._lone:
-            return _guarded(lambda: str(_printed(self._value(row))), row)
-        return _guarded(lambda: self._template.render({**row, "row": row}), row)
+        return str(_WORKER.ask(self.text, "text", {**row, "row": row}))
 
     def value(self, row: Mapping[str, Any]) -> Any:
         """Returns what the template's one expression gives, as it is: a list stays a list.
@@ -88,64 +60,72 @@ class Template:
         Raises:
             TemplateError: as `render`.
         """
-        return _guarded(lambda: sized(self._value(row)), row) if self._lone else self.render(row)
-
-    def _value(self, row: Mapping[str, Any]) -> Any:
-        module: Any = self._template.make_module({**row, "row": row})
-        return module.evomerge_value
+        return _WORKER.ask(self.text, "value", {**row, "row": row})
 
 
-def _only_expression(tree: nodes.Template) -> nodes.Template | None:
-    """Returns a template that keeps the value of the one ``{{ expression }}`` that `tree` is, else None."""
-    if len(tree.body) != 1 or not isinstance(tree.body[0], nodes.Output):
-        return None
-    output = tree.body[0]
-    if len(output.nodes) != 1 or isinstance(output.nodes[0], nodes.TemplateData):
-        return None
-    target = nodes.Name("evomerge_value", "store", lineno=1)
-    assign = nodes.Assign(target, output.nodes[0], lineno=1)
-    kept = nodes.Template([assign], lineno=1)
-    return kept.set_environment(_ENVIRONMENT)  # type: ignore[return-value]
+def render_chat(template: str, messages: Iterable[Mapping[str, str]], tokens: Mapping[str, Any]) -> str:
+    """Returns a conversation as a checkpoint's chat template writes it, up to where the assistant's answer begins.
+
+    It is what transformers' ``apply_chat_template`` gives, except that ``strftime_now`` always gives 1 January 2026.
+
+    Args:
+        template: Jinja text.
+        messages: the turns, each with ``role`` and ``content``.
+        tokens: the tokenizer's special tokens by their names, such as ``bos_token``.
+
+    Raises:
+        TemplateError: the template is not valid, refuses the conversation, or takes too much time, memory or text.
+    """
+    turns = [dict(message) for message in messages]
+    given = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True, **tokens}
+    return str(_WORKER.ask(template, "chat", given))
 
 
-def _guarded(render: Callable[[], T], row: Mapping[str, Any]) -> T:
-    """Returns what `render` returns; a missing field is told with the nearest."""
-    try:
-        return bounded(render)
-    except jinja2.UndefinedError as fault:
-        missing = re.fullmatch(r"'(.*)' is undefined", str(fault.message))
-        if missing is None:
-            raise TemplateError(str(fault.message)) from None
-        near = suggestion(missing[1], map(str, row))
-        fields = ", ".join(map(str, row)) or "no fields"
-        near = near if "did you mean" in near else ""
-        raise TemplateError(f'"{missing[1]}" is not a field{near}; the row has {fields}') from None
+class _Worker:
+    """The process that renders; it starts with the first template, and again after a template has ended it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, text: str, kind: str, variables: Mapping[str, Any] | None) -> Any:
+        """Returns what the worker makes of a template; see `template_worker._answer`.
+
+        Raises:
+            TemplateError: it makes nothing of it.
+        """
+        try:
+            job = pickle.dumps((text, kind, variables))
+        except Exception as fault:  # of any object that a data set may hold
+            raise TemplateError(f"the row holds what is not plain data: {fault}") from None
+        with self._lock:
+            reply = self._exchange(job)
+        if "fault" in reply:
+            raise TemplateError(reply["fault"])
+        return reply["made"]
+
+    def _exchange(self, job: bytes) -> dict[str, Any]:
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-P", template_worker.__file__]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = self._process
+        stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+        try:
+            stdin.write(job)
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        except BaseException:  # of an interrupt: a late reply would be taken for the next job's
+            process.kill()
+            process.communicate()
+            raise
+        if line:
+            return dict(json.loads(line))
+        process.communicate()
+        if process.returncode == -signal.SIGPROF:
+            return {"fault": f"the template runs for more than {template_worker.MAX_SECONDS:g} s; make it shorter"}
+        return {"fault": f"the process that renders templates ended ({process.returncode}); is the row very large?"}
 
 
-def _printed(value: Any) -> Any:
-    """Returns the value that is about to be printed; refuses nulls, what is too long and what is no data."""
-    if value is None:
-        raise TemplateError('a null would be printed as "None"; use rows without nulls or | default("", true)')
-    if not isinstance(value, (jinja2.Undefined, *_PRINTABLE)):
-        hint = "; add | list or | join" if isinstance(value, Iterator) else ""
-        raise TemplateError(f"a {type(value).__name__} is not text or a number, and cannot be printed{hint}")
-    return sized(value)
-
-
-def _prefixed(values: Any, prefix: str) -> list[str]:
-    return [sized(prefix + str(_printed(value))) for value in values]
-
-
-def _from_json(text: str) -> Any:
-    return sized(json.loads(text))
-
-
-def _syntax_message(fault: jinja2.TemplateSyntaxError) -> str:
-    message = str(fault.message).rstrip(".")
-    unknown = re.fullmatch(r"No filter named '(.*)'", message)
-    near = suggestion(unknown[1], set(_ENVIRONMENT.filters) - {"sized"}) if unknown else ""
-    return f"not a valid template (line {fault.lineno} of it): {message}{near}"
-
-
-_ENVIRONMENT = Sandbox(_printed, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-_ENVIRONMENT.filters |= {"fromjson": _from_json, "prefixed": _prefixed}
+_WORKER = _Worker()

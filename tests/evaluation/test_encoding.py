@@ -71,14 +71,15 @@ MADE = "{% set x = 'a' * 900000 %}{% set s = namespace(a=0) %}"
     [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "runs for more than"),
         ("{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}", "nested too deeply"),
-        ("{{ 'a' * 3000000000 }}", "makes more than 1,000,000 characters"),
-        ("{{ 'a'.ljust(3000000000) }}", "unsafe"),
-        ("{{ '%3000000000d' % 1 }}", "not formatted"),
-        ("{{ 'a' | indent(3000000000, true) }}", "the filter indent does not run"),
-        ("{% for i in range(99999) %}{{ messages[0].content * 100000 }}{% endfor %}", "makes more than"),
-        (MADE + "{% for i in range(99999) %}{% set s.a = [s.a, x | upper] %}{% endfor %}", "makes more than"),
-        (MADE + "{% for i in range(99999) %}{% set s.a = [s.a, x ~ i] %}{% endfor %}", "makes more than"),
-        (MADE + "{% for i in range(99999) %}{% set y %}{{ x }}{% endset %}{% endfor %}", "makes more than"),
+        ("{{ 'a' * 3000000000 }}", "takes more than 512 MiB"),
+        ("{{ 'a'.ljust(3000000000) }}", "takes more than 512 MiB"),
+        ("{{ '%3000000000d' % 1 }}", "takes more than 512 MiB"),
+        ("{{ 'a' | indent(3000000000, true) }}", "takes more than 512 MiB"),
+        ("{% for i in range(99999) %}{{ messages[0].content * 100000 }}{% endfor %}", "more than"),
+        ("{{ messages[0].content * 300000 }}", "makes more than 1,000,000 characters"),
+        (MADE + "{% for i in range(99999) %}{% set s.a = [s.a, x | upper] %}{% endfor %}", "more than"),
+        (MADE + "{% for i in range(99999) %}{% set s.a = [s.a, x ~ i] %}{% endfor %}", "more than"),
+        (MADE + "{% for i in range(99999) %}{% set y %}{{ x }}{% endset %}{% endfor %}", "more than"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ raise_exception('no system role') }}", "no system role"),
         ("{{ messages[0].content", "not a valid template (line 1 of it)"),
@@ -115,6 +116,7 @@ USED = """\
 {{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}
 {{ ns.turns[::-1] | join(', ') }}{{ missing }}{{ missing is defined }}{{ tools is none }}{{ dict(a=1)['a'] }}
 {{ {'b': [1, 'é'], 'a': none} | tojson(indent=2) }}{{ '<&>' | e ~ 'x' }}{{ 7 // 2 * 3 % 5 }}
+{{ 'a\nb' | indent(2) }}{{ '%03d' % 7 }}{{ '{:>4}'.format('x') }}{{ 'x'.ljust(3) }}|
 {% set shown %}{% for k, v in {'x': 1, 'y': 2} | items %}{{ k }}={{ v }}{{ ',' if not loop.last }}\
 {% endfor %}{% endset %}
 {{ shown }}{{ strftime_now('%Y') | length }}
