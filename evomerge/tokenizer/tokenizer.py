@@ -1,4 +1,4 @@
-"""`ModelTokenizer`: the tokenizer beside a model's weights, read as data; made larger; written as files.
+"""`ModelTokenizer`: the tokenizer beside a model's weights, read as data, extended, and written as files.
 
 A tokenizer.json is all that is needed (https://huggingface.co/docs/tokenizers): its `model` has the vocabulary, its
 `added_tokens` the tokens that are found in a text before it is cut into pieces. No code of a checkpoint is run.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from evomerge.errors import CheckpointError
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
-# Files that say the same as tokenizer.json, for readers of other kinds; wrong where its own tokens were removed.
+# The same vocabulary in older formats; wrong once tokens of the vocabulary itself were removed.
 _TWINS = ("vocab.json", "merges.txt", "vocab.txt")
 
 
@@ -37,11 +37,12 @@ class ModelTokenizer:
     """A tokenizer.
 
     Attributes:
-        reference: whose it is, for messages.
-        folder: where its files lie.
-        document: what its tokenizer.json says, or would say.
-        settings: what tokenizer_config.json says.
-        vocabulary: the number of every token that has a row in the model's embeddings.
+        reference: the model's name in messages.
+        folder: the folder of its files.
+        document: the content of its tokenizer.json.
+        settings: the content of its tokenizer_config.json.
+        vocabulary: the number of every token that has a row in the model's embeddings, in ascending order.
+        rows: the number of rows of the model's embeddings; None if they are not known.
         cut: whether tokens without a row were removed.
         grown: whether tokens were added.
     """
@@ -51,6 +52,7 @@ class ModelTokenizer:
     document: Mapping[str, Any]
     settings: Mapping[str, Any]
     vocabulary: Mapping[str, int]
+    rows: int | None
     cut: bool = False
     grown: bool = False
 
@@ -59,12 +61,12 @@ class ModelTokenizer:
         """Returns the tokenizer in `folder`, without the tokens that have no row in the embeddings.
 
         Args:
-            folder: a model's.
-            reference: how messages call it.
-            rows: the number of rows of the embeddings; None where there are none to compare with.
+            folder: the model's folder.
+            reference: the model's name in messages.
+            rows: the number of rows of the embeddings; None keeps every token.
 
         Raises:
-            CheckpointError: there is no tokenizer, or it cannot be read without code of the checkpoint.
+            CheckpointError: there is no tokenizer, or reading it would run code of the checkpoint.
         """
         settings_path = folder / "tokenizer_config.json"
         settings = read_object(settings_path) if settings_path.is_file() else {}
@@ -78,7 +80,7 @@ class ModelTokenizer:
         if lost:
             document = _without(document, lost)
             vocabulary = _vocabulary(document, reference)
-        return cls(reference, folder, document, settings, vocabulary, cut=bool(lost), grown=grown)
+        return cls(reference, folder, document, settings, vocabulary, rows, cut=bool(lost), grown=grown)
 
     @property
     def added(self) -> list[dict[str, Any]]:
@@ -86,15 +88,16 @@ class ModelTokenizer:
         return sorted(self.document.get("added_tokens") or [], key=lambda entry: int(entry["id"]))
 
     def with_tokens(self, entries: Iterable[Mapping[str, Any]]) -> ModelTokenizer:
-        """Returns this tokenizer with more added tokens; one that is an added token already stays as it is.
+        """Returns this tokenizer with more added tokens; one that already is an added token stays as it is.
 
         Args:
-            entries: as in tokenizer.json's `added_tokens`; the numbers in them are not looked at.
+            entries: as in tokenizer.json's `added_tokens`; their numbers are ignored.
         """
         added = self.added
         known = {entry["content"] for entry in added}
         # As the tokenizers library numbers them when it reads the file.
-        following = max([len(_own_tokens(self.document)), *(int(entry["id"]) + 1 for entry in added)])
+        own = self.document.get("model", {}).get("vocab", {})
+        following = max([len(own), *(int(entry["id"]) + 1 for entry in added)])
         for entry in entries:
             if entry["content"] in known or not entry["content"]:
                 continue
@@ -106,27 +109,26 @@ class ModelTokenizer:
         if len(added) == len(self.added):
             return self
         document = {**self.document, "added_tokens": sorted(added, key=lambda entry: int(entry["id"]))}
-        vocabulary = _vocabulary(document, self.reference)
-        return ModelTokenizer(self.reference, self.folder, document, self.settings, vocabulary, self.cut, grown=True)
+        return replace(self, document=document, vocabulary=_vocabulary(document, self.reference), grown=True)
 
     def special(self, role: str) -> int | None:
-        """Returns the number of the token with a role such as ``eos_token``; None where it has none."""
+        """Returns the number of the token with a role such as ``eos_token``; None if it has none."""
         named = self.settings.get(role)
         content = named.get("content") if isinstance(named, dict) else named
         return self.vocabulary.get(content) if isinstance(content, str) else None
 
     def texts(self) -> dict[str, str]:
-        """Returns the files that are not as in `folder`, by name."""
+        """Returns the content of the files that differ from those in `folder`, by name."""
         if not self.cut and not self.grown and (self.folder / "tokenizer.json").is_file():
             return {}
-        texts = {"tokenizer.json": json.dumps(self.document, ensure_ascii=False, indent=2) + "\n"}
         decoder = {str(entry["id"]): {k: entry[k] for k in ("content", *_FLAGS) if k in entry} for entry in self.added}
-        settings = {**self.settings, "added_tokens_decoder": decoder}
-        texts["tokenizer_config.json"] = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
+        objects = {
+            "tokenizer.json": self.document,
+            "tokenizer_config.json": {**self.settings, "added_tokens_decoder": decoder},
+        }
         if (self.folder / "added_tokens.json").is_file():
-            numbers = {entry["content"]: entry["id"] for entry in self.added}
-            texts["added_tokens.json"] = json.dumps(numbers, ensure_ascii=False, indent=2) + "\n"
-        return texts
+            objects["added_tokens.json"] = {entry["content"]: entry["id"] for entry in self.added}
+        return {name: json.dumps(data, ensure_ascii=False, indent=2) + "\n" for name, data in objects.items()}
 
     def dropped(self) -> tuple[str, ...]:
         """Returns the names of the files in `folder` that would contradict it."""
@@ -134,7 +136,7 @@ class ModelTokenizer:
 
 
 def _vocabulary(document: Mapping[str, Any], reference: str) -> dict[str, int]:
-    """Returns every token's number, in their order, as the library that all runtimes use gives them."""
+    """Returns every token's number, in ascending order, as the tokenizers library gives them."""
     from tokenizers import Tokenizer
 
     try:
@@ -146,7 +148,7 @@ def _vocabulary(document: Mapping[str, Any], reference: str) -> dict[str, int]:
 
 
 def _converted(folder: Path, reference: str) -> dict[str, Any]:
-    """Returns what a tokenizer.json would say, for a tokenizer that is stored in another way."""
+    """Returns the content of a tokenizer.json for a tokenizer that is stored in another format."""
     from transformers import AutoTokenizer
 
     try:
@@ -155,14 +157,14 @@ def _converted(folder: Path, reference: str) -> dict[str, Any]:
     except Exception as fault:
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise CheckpointError(
-            f"{reference}: its tokenizer cannot be read ({reason}); a vocabulary can be merged where there is a"
-            " tokenizer.json: load it with transformers' AutoTokenizer and save it beside the weights"
+            f"{reference}: its tokenizer cannot be read ({reason}); merging vocabularies needs a tokenizer.json:"
+            " load it with transformers' AutoTokenizer and save it beside the weights"
         ) from None
     return document
 
 
 def _completed(document: dict[str, Any], settings: Mapping[str, Any], folder: Path, reference: str) -> bool:
-    """Adds to `document` what other files say of added tokens; returns whether there was any."""
+    """Adds the added tokens of other files to `document`; returns whether there were any."""
     known = _vocabulary(document, reference)
     taken = set(known.values())
     found: dict[int, dict[str, Any]] = {}
@@ -184,13 +186,8 @@ def _completed(document: dict[str, Any], settings: Mapping[str, Any], folder: Pa
     return bool(missing)
 
 
-def _own_tokens(document: Mapping[str, Any]) -> Any:
-    """Returns the vocabulary of the tokenizer's model: numbers by token, or a list of tokens with scores."""
-    return document.get("model", {}).get("vocab", {})
-
-
 def _without(document: Mapping[str, Any], lost: set[str]) -> dict[str, Any]:
-    """Returns the document without some tokens, and without the merges that need or make them."""
+    """Returns the document without some tokens, and without the merges that use or produce them."""
     result = copy.deepcopy(dict(document))
     result["added_tokens"] = [entry for entry in result["added_tokens"] if entry["content"] not in lost]
     model = result["model"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from evomerge.checkpoint import Checkpoint
-from evomerge.errors import RecipeError
+from evomerge.errors import CheckpointError, RecipeError
 from evomerge.merge import into_directory, open_models, plan, plan_warnings
 from evomerge.recipe import Recipe
 from tests.tiny import VOCABULARY, tiny_checkpoint
@@ -285,6 +285,28 @@ def test_a_tokenizer_that_cannot_be_read_is_named(folders: dict[str, Path], tmp_
     (bare / "tokenizer.json").unlink()
     (bare / "vocab.json").write_text("{}")
     assert "bare: its tokenizer cannot be read" in faults_of({**folders, "bare": bare}, text)
+
+
+def test_a_damaged_generation_config_is_named(folders: dict[str, Path], tmp_path: Path):
+    copy = shutil.copytree(folders["base"], tmp_path / "copy")
+    (copy / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"copy/generation_config\.json: expected JSON"):
+        opened({**folders, "copy": copy}, LINEAR % "  - model: $copy\n  - model: $chat" + "tokenizer_source: union\n")
+
+
+def test_numbers_that_name_no_token_stay_and_lists_follow(folders: dict[str, Path], tmp_path: Path):
+    copy = shutil.copytree(folders["base"], tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    numbers = {
+        "image_token_index": 70_000,
+        "eos_token_id": [2, 70_000],
+        "x": {"y_token_id": 1, "vocab_size": VOCABULARY},
+    }
+    (copy / "config.json").write_text(json.dumps({**config, **numbers}))
+    text = LINEAR % "  - model: $copy\n  - model: $words" + "tokenizer_source: $words\n"
+    config = opened({**folders, "copy": copy}, text)["copy"].config
+    assert (config["image_token_index"], config["eos_token_id"]) == (70_000, [1])
+    assert dict(config["x"]) == {"y_token_id": 5, "vocab_size": 6}
 
 
 def reordered(folders: dict[str, Path], folder: Path, recipe: str, swapped: str = "", **more: int) -> list[str]:
