@@ -1,4 +1,4 @@
-"""Items to token ids, once: prompts and continuations, in batches of similar length."""
+"""Items to requests: prompts and continuations as token ids."""
 
 from __future__ import annotations
 
@@ -6,57 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.errors import TaskError
+from evomerge.errors import CheckpointError, TaskError
+from evomerge.runtime import GenerationRequest, LikelihoodRequest
 from evomerge.tasks import Item, Task, render_chat
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sequence to run.
-
-    Attributes:
-        item: the index of its item in the split.
-        choice: the index of the item's choice that it continues with; 0 where there are no choices.
-        prompt: token ids of the prompt, at least one.
-        target: token ids of the continuation whose likelihood is wanted; empty for `generate`.
-    """
-
-    item: int
-    choice: int
-    prompt: tuple[int, ...]
-    target: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.target)
-
-
-@dataclass(frozen=True)
 class Encoded:
-    """A task's split, ready to be scored by any model with the same tokenizer.
+    """An item, ready for any model with the same tokenizer.
 
     Attributes:
-        task: the task.
-        items: its items.
-        rows: every sequence that scoring it runs.
+        item: the item.
+        requests: what scoring it asks: a `GenerationRequest`, or a `LikelihoodRequest` for the target or each choice.
     """
 
-    task: Task
-    items: tuple[Item, ...]
-    rows: tuple[Row, ...]
+    item: Item
+    requests: tuple[Any, ...]
 
 
-def encode(task: Task, items: Sequence[Item], tokenizer: Any, max_positions: int | None) -> Encoded:
-    """Returns the split's items as token ids.
+def encode(
+    task: Task, items: Sequence[Item], tokenizer: Any, max_length: int | None, vocabulary_size: int
+) -> list[Encoded]:
+    """Returns the items of a split with their requests.
 
     Args:
         task: how items are asked and scored.
         items: the split's items.
         tokenizer: a tokenizer of transformers.
-        max_positions: the most tokens that the model takes; None where it has no limit.
+        max_length: the most tokens that the model takes; None where it has no limit.
+        vocabulary_size: the token ids that the model knows.
 
     Raises:
         TaskError: the task wants a chat template that the tokenizer lacks or that fails, or an item is too long
             or empty.
+        CheckpointError: the tokenizer is not the model's.
     """
     if task.chat and not getattr(tokenizer, "chat_template", None):
         raise TaskError(
@@ -65,44 +48,31 @@ def encode(task: Task, items: Sequence[Item], tokenizer: Any, max_positions: int
                 ' set chat: false, or give the recipe one with "chat_template"'
             ]
         )
-    rows = []
+    found = []
     for index, item in enumerate(items):
-        for choice, continuation in enumerate(_continuations(task, item)):
+        requests: list[Any] = []
+        for continuation in _continuations(task, item):
             prompt, target = _split(task, item, continuation, tokenizer)
-            place = f"{task.path}: item {index} ({item})"
+            name = f"{task.path}: item {index} ({item})"
             if not prompt:
-                raise TaskError([f"{place} has an empty prompt, and the tokenizer adds no first token to it"])
-            if task.type != "generate" and not target:
-                raise TaskError([f"{place} has an empty target, whose likelihood says nothing"])
-            length = len(prompt) + (task.max_new_tokens if task.type == "generate" else len(target))
-            if max_positions is not None and length > max_positions:
-                raise TaskError([f"{place} takes {length:,} tokens, but the model takes {max_positions:,}; shorten it"])
-            rows.append(Row(index, choice, prompt, target))
-    return Encoded(task, tuple(items), tuple(rows))
-
-
-def batches(
-    rows: Sequence[Row], *, new_tokens: int, most_rows: int, most_tokens: int, most_targets: int
-) -> list[list[Row]]:
-    """Returns the rows in batches of similar length, the longest first, so that too little memory shows at once.
-
-    Args:
-        rows: what is to be run.
-        new_tokens: how many tokens each row may grow by.
-        most_rows: the most rows of a batch.
-        most_tokens: the most tokens of a batch, its padding included.
-        most_targets: the most tokens of all targets of a batch.
-    """
-    found: list[list[Row]] = []
-    # The order is total, so that batches, and with them the last bits of scores, are always the same.
-    for row in sorted(rows, key=lambda row: (-len(row), row.item, row.choice)):
-        batch = found[-1] if found else []
-        tokens = (len(batch[0]) + new_tokens) * (len(batch) + 1) if batch else 0
-        targets = sum(len(one.target) for one in (*batch, row))
-        if batch and len(batch) < most_rows and tokens <= most_tokens and targets <= most_targets:
-            batch.append(row)
-        else:
-            found.append([row])
+                raise TaskError([f"{name} has an empty prompt, and the tokenizer adds no first token to it"])
+            if task.type == "generate":
+                requests.append(GenerationRequest(prompt, task.max_new_tokens, task.stop))
+            elif target:
+                requests.append(LikelihoodRequest(prompt, target))
+            else:
+                raise TaskError([f"{name} has an empty target, whose likelihood says nothing"])
+            if max_length is not None and requests[-1].length > max_length:
+                raise TaskError(
+                    [f"{name} takes {requests[-1].length:,} tokens, but the model takes {max_length:,}; shorten it"]
+                )
+            largest = max(prompt + target)
+            if largest >= vocabulary_size:
+                raise CheckpointError(
+                    f"{tokenizer.name_or_path}: its tokenizer gives token {largest:,} for an item, but the model"
+                    f" that config.json describes has {vocabulary_size:,} tokens; is it the model's own tokenizer?"
+                )
+        found.append(Encoded(item, tuple(requests)))
     return found
 
 

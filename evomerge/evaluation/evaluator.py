@@ -1,4 +1,4 @@
-"""`Evaluator`: one resident model, refilled for every candidate; a `Score` with one number an item."""
+"""`Evaluator`: any items of some tasks, scored on a language model; `Scores` has one number for each item."""
 
 from __future__ import annotations
 
@@ -6,40 +6,69 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from evomerge.architecture import LanguagePart
-from evomerge.checkpoint import read_object
-from evomerge.errors import CheckpointError
 from evomerge.evaluation.encoding import Encoded, encode
-from evomerge.evaluation.scoring import Runner
-from evomerge.merge import Plan, WeightStore, chat_template
 from evomerge.metrics import accuracy, choice_length
-from evomerge.runtime import LiveModel
+from evomerge.runtime import LanguageModel
 from evomerge.tasks import Split, Task
 
 
+class ItemId(NamedTuple):
+    """One item of the evaluator's tasks.
+
+    Attributes:
+        split: its split.
+        task: its task's name.
+        index: its index in the split, from 0.
+    """
+
+    split: Split
+    task: str
+    index: int  # type: ignore[assignment]  # tuple's own method of this name is not needed
+
+
 @dataclass(frozen=True)
-class Score:
+class Cost:
+    """What scoring took.
+
+    Attributes:
+        seconds: from the first request to the last score.
+        prompt_tokens: tokens that the model read, see `TokenCounts`.
+        new_tokens: tokens that it generated.
+    """
+
+    seconds: float
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Scores:
     """What a model scored, item by item; higher is better.
 
     Attributes:
-        items: for each task by name, one number an item, in the split's order: 0 or 1 for accuracies (1/k for
-            a tie of k choices), the negative of what is measured for perplexity tasks.
-        completions: for each `generate` task by name, what the model wrote, parallel to its items.
-        seconds: for `build` (weights written in place) and `evaluate` (the tasks run).
+        values: each item's number: 0 or 1 for accuracies (1/k for a tie of k choices), the negative of what is
+            measured for perplexity tasks.
+        completions: what the model wrote, for items of `generate` tasks.
+        cost: what scoring took.
     """
 
-    items: Mapping[str, tuple[float, ...]]
-    seconds: Mapping[str, float]
-    completions: Mapping[str, tuple[str, ...]]
+    values: Mapping[ItemId, float]
+    completions: Mapping[ItemId, str]
+    cost: Cost
+
+    def by_task(self) -> dict[str, tuple[float, ...]]:
+        """Returns the numbers of each task's items, in the order of their indices."""
+        found: dict[str, list[float]] = {}
+        for item, value in self.values.items():
+            found.setdefault(item.task, []).append(value)
+        return {task: tuple(values) for task, values in found.items()}
 
     @property
     def means(self) -> dict[str, float]:
         """The mean over the items of each task."""
-        return task_means(self.items)
+        return task_means(self.by_task())
 
 
 def task_means(items: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -48,173 +77,81 @@ def task_means(items: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 class Evaluator:
-    """Scores plans on tasks with one model in memory.
-
-    All plans are scored with the tokenizer of the first, so that every candidate sees the same tokens.
+    """Scores language models on tasks.
 
     Args:
-        first: any plan of the search; gives the model's shape and the tokenizer.
         tasks: what to score on, by distinct names.
-        store: where weights are read.
-        device: ``cpu``, ``cuda``, ``mps`` or ``auto``, see `empty_model`; ``meta`` finds what would stop an
-            evaluation before its first candidate, with no memory for weights.
-        dtype: in which the model runs, see `compute_dtype`.
-
-    Raises:
-        ArchitectureError: transformers cannot run such a model.
-        CheckpointError: the tokenizer or the generation settings cannot be read.
+        tokenizer: transformers' tokenizer of all the models.
+        max_length: the most tokens that a model takes; None where it has no limit.
+        vocabulary_size: the token ids that the models know.
     """
 
-    def __init__(self, first: Plan, tasks: Sequence[Task], store: WeightStore, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, tasks: Sequence[Task], tokenizer: Any, max_length: int | None, vocabulary_size: int) -> None:
         self.tasks = tuple(tasks)
-        self._store = store
-        self._device = device
-        self._dtype = dtype
-        self._tokenizer: Any = None
-        self._encoded: dict[Split, list[Encoded]] = {}
-        self._occupy(first)
+        self._tokens = tokenizer, max_length, vocabulary_size
+        self._encoded: dict[Split, dict[ItemId, Encoded]] = {}
 
-    def _occupy(self, plan: Plan) -> None:
-        """Makes the resident model, for plans of this shape."""
-        self._live = LiveModel(plan, self._device, self._dtype)
-        # Only now: what is wrong with a config is better said by the model than by the tokenizer that reads it too.
-        self._tokenizer = load_tokenizer(plan) if self._tokenizer is None else self._tokenizer
-        accelerated = next(self._live.model.parameters()).device.type != "cpu"
-        self._runner = Runner(
-            self._live.model,
-            self._tokenizer,
-            _stop_ids(plan, self._tokenizer),
-            most_rows=256 if accelerated else 128,
-            most_tokens=131_072 if accelerated else 16_384,
-        )
-        self._shape = _shape(plan)
-
-    def prepare(self, split: Split) -> None:
-        """Reads and tokenizes a split's items, once.
+    def items(self, split: Split) -> tuple[ItemId, ...]:
+        """Returns all items of a split, task by task; they are read and tokenized once.
 
         Raises:
             TaskError: the data or an item is at fault.
             CheckpointError: the tokenizer is not the model's.
         """
-        if split not in self._encoded:
-            config: Any = self._live.model.config
-            limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-            found = [encode(task, task.items(split), self._tokenizer, limit) for task in self.tasks]
-            known = len(self._live.model.get_input_embeddings().weight)  # type: ignore[operator]
-            largest = max((max(row.prompt + row.target) for one in found for row in one.rows), default=0)
-            if largest >= known:
-                raise CheckpointError(
-                    f"{self._tokenizer.name_or_path}: its tokenizer gives token {largest:,} for an item, but the model"
-                    f" that config.json describes has {known:,} tokens; is it the model's own tokenizer?"
-                )
-            self._encoded[split] = found
+        return tuple(self._split(split))
 
-    def score(self, plan: Plan, split: Split, progress: Callable[[str], None] = lambda _: None) -> Score:
-        """Returns how the plan's model does on a split.
+    def scores(
+        self, model: LanguageModel, items: Sequence[ItemId], progress: Callable[[str], None] = lambda _: None
+    ) -> Scores:
+        """Returns how a model does on some items; neither their order nor repetition changes a score.
 
         Args:
-            plan: the candidate.
-            split: which items.
-            progress: called with what begins: ``build``, then each task's name.
+            model: a model with the evaluator's tokenizer.
+            items: which of those that `items` returns.
+            progress: called with each task's name as it begins.
 
         Raises:
-            MergeError: the candidate cannot be built.
-            EvaluationError: it cannot be scored, for instance because its logits are not finite.
+            EvaluationError: the model cannot be scored, for instance because its logits are not finite.
         """
-        self.prepare(split)
-        if _shape(plan) != self._shape:
-            self._shape = ()
-            for name in ("_live", "_runner"):  # before there is another: two may not fit
-                self.__dict__.pop(name, None)
-            self._occupy(plan)
-        progress("build")
-        started = time.perf_counter()
-        self._live.fill(plan, self._store)
-        self._wait()
-        built = time.perf_counter()
-        items, completions = {}, {}
-        for encoded in self._encoded[split]:
-            progress(encoded.task.name)
-            if encoded.task.type == "generate":
-                completions[encoded.task.name] = self._completed(encoded)
-                pairs = zip(encoded.items, completions[encoded.task.name], strict=True)
-                items[encoded.task.name] = tuple(encoded.task.score_completion(*pair) for pair in pairs)
-            else:
-                items[encoded.task.name] = self._likelihood_scores(encoded)
-        self._wait()
-        seconds = {"build": built - started, "evaluate": time.perf_counter() - built}
-        return Score(items, seconds, completions)
+        started, before = time.perf_counter(), model.tokens
+        values: dict[ItemId, float] = {}
+        completions: dict[ItemId, str] = {}
+        for task in self.tasks:
+            # In order: the batches that a model forms, and with them the last bits of scores, are always the same.
+            own = sorted({item for item in items if item.task == task.name})
+            if not own:
+                continue
+            progress(task.name)
+            encoded = [self._split(item.split)[item] for item in own]
+            ask: Callable[[Any], list[Any]] = model.generate if task.type == "generate" else model.loglikelihoods
+            answers = iter(ask([request for one in encoded for request in one.requests]))
+            for item, one in zip(own, encoded, strict=True):
+                answered = [next(answers) for _ in one.requests]
+                values[item] = _score(task, one, answered)
+                if task.type == "generate":
+                    completions[item] = answered[0]
+        spent = model.tokens - before
+        return Scores(values, completions, Cost(time.perf_counter() - started, spent.prompt, spent.new))
 
-    def _wait(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    def _completed(self, encoded: Encoded) -> tuple[str, ...]:
-        return tuple(self._runner.completions(encoded.rows, encoded.task.max_new_tokens, encoded.task.stop))
-
-    def _likelihood_scores(self, encoded: Encoded) -> tuple[float, ...]:
-        task = encoded.task
-        likelihoods = self._runner.log_likelihoods(encoded.rows)
-        if task.type == "perplexity":
-            return tuple(
-                likelihood / len(row.target)
-                if task.metric == "nll_per_token"
-                else likelihood / math.log(2) / len(encoded.items[row.item].target.encode())
-                for row, likelihood in zip(encoded.rows, likelihoods, strict=True)
-            )
-        by_item: list[list[float]] = [[] for _ in encoded.items]
-        for row, likelihood in zip(encoded.rows, likelihoods, strict=True):
-            size = choice_length(encoded.items[row.item].choices[row.choice])
-            by_item[row.item].append(likelihood / size if task.metric == "accuracy_norm" else likelihood)
-        return tuple(accuracy(values, item.answer) for item, values in zip(encoded.items, by_item, strict=True))
+    def _split(self, split: Split) -> Mapping[ItemId, Encoded]:
+        if split not in self._encoded:
+            self._encoded[split] = {
+                ItemId(split, task.name, index): one
+                for task in self.tasks
+                for index, one in enumerate(encode(task, task.items(split), *self._tokens))
+            }
+        return self._encoded[split]
 
 
-def load_tokenizer(plan: Plan) -> Any:
-    """Returns the result's tokenizer, with the recipe's chat template where it gives one.
-
-    Raises:
-        CheckpointError: the folder has no tokenizer that transformers can load.
-    """
-    from transformers import AutoTokenizer
-
-    donor = plan.layout.donor
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(donor.folder), trust_remote_code=False)
-    # The tokenizers library raises plain Exceptions, and a wrong file leads to any error.
-    except Exception as fault:
-        settings = donor.folder / "tokenizer_config.json"
-        if settings.is_file() and read_object(settings).get("auto_map"):
-            raise CheckpointError(
-                f"{donor.reference}: its tokenizer needs code of its own, which evomerge never runs; where its"
-                f" tokenizer.json says all, take auto_map and tokenizer_class out of {settings}"
-            ) from None
-        raise CheckpointError(
-            f"{donor.reference}: its tokenizer cannot be loaded"
-            f" ({(str(fault).splitlines() or [type(fault).__name__])[0]});"
-            " the folder needs tokenizer.json or the files that its tokenizer's class reads"
-        ) from None
-    template = chat_template(plan)
-    if template is not None:
-        tokenizer.chat_template = template
-    return tokenizer
-
-
-def _shape(plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((info.name, info.shape) for info in plan.layout.tensors)
-
-
-def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
-    """Returns every token that ends a completion: those of the generation settings, config and tokenizer."""
-    text = LanguagePart.of(plan.layout.config, (info.name for info in plan.layout.tensors)).config
-    settings = plan.layout.donor.folder / "generation_config.json"
-    parts = [plan.layout.config, text, read_object(settings) if settings.is_file() else {}]
-    named = [part.get("eos_token_id") for part in parts]
-    named.append(getattr(tokenizer, "eos_token_id", None))
-    found = [one for value in named if value is not None for one in (value if isinstance(value, list) else [value])]
-    wrong = [one for one in found if type(one) is not int]
-    if wrong:
-        raise CheckpointError(
-            f"{plan.layout.donor.reference}: eos_token_id is {wrong[0]!r} in its config.json or generation_config.json;"
-            " expected a token's number, or a list of them"
-        )
-    return found
+def _score(task: Task, encoded: Encoded, answers: Sequence[Any]) -> float:
+    """Returns an item's number, of the answers to its requests."""
+    item = encoded.item
+    if task.type == "generate":
+        return task.score_completion(item, answers[0])
+    if task.metric == "nll_per_token":
+        return float(answers[0] / len(encoded.requests[0].target))
+    if task.type == "perplexity":
+        return float(answers[0] / math.log(2) / len(item.target.encode()))
+    if task.metric == "accuracy_norm":
+        answers = [answer / choice_length(choice) for answer, choice in zip(answers, item.choices, strict=True)]
+    return accuracy(answers, item.answer)

@@ -1,5 +1,19 @@
 """Models that answer: a plan's weights in memory, run over token ids."""
 
+from evomerge.runtime.language_model import TorchLanguageModel
 from evomerge.runtime.live import LiveModel, compute_dtype, empty_model
+from evomerge.runtime.protocol import GenerationRequest, LanguageModel, LikelihoodRequest, Runtime, TokenCounts
+from evomerge.runtime.resident import ResidentRuntime
 
-__all__ = ["LiveModel", "compute_dtype", "empty_model"]
+__all__ = [
+    "GenerationRequest",
+    "LanguageModel",
+    "LikelihoodRequest",
+    "LiveModel",
+    "ResidentRuntime",
+    "Runtime",
+    "TokenCounts",
+    "TorchLanguageModel",
+    "compute_dtype",
+    "empty_model",
+]

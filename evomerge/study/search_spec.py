@@ -17,7 +17,7 @@ from evomerge.evaluation import Evaluator
 from evomerge.merge import Plan, Tier, WeightStore, checked_method, choose_tier, hole_starts, open_models, parents, plan
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
-from evomerge.runtime import compute_dtype
+from evomerge.runtime import ResidentRuntime, Runtime, compute_dtype
 from evomerge.search import OPTIMIZERS, SearchSpace
 from evomerge.tasks import Task
 
@@ -86,6 +86,25 @@ class SearchSpec:
         """Returns where the models are kept during a search on `device`, whose candidates run in `dtype`."""
         return choose_tier(self.source_bytes + self.first.layout.kept_bytes, self.live_bytes(dtype), device)
 
+    def scoring(self, store: WeightStore, device: str, dtype: torch.dtype) -> tuple[Runtime, Evaluator]:
+        """Returns what makes models of candidates, and what scores them, with every item read and tokenized.
+
+        Args:
+            store: where weights are read.
+            device: see `ResidentRuntime`.
+            dtype: in which candidates run.
+
+        Raises:
+            ArchitectureError: transformers cannot run such a model.
+            CheckpointError: the tokenizer or the generation settings cannot be read.
+            TaskError: a task cannot be asked with this tokenizer.
+        """
+        runtime = ResidentRuntime(self.first, store, device, dtype)
+        evaluator = Evaluator(self.tasks, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size)
+        evaluator.items("search")
+        evaluator.items("holdout")
+        return runtime, evaluator
+
     def rehearse(self) -> None:
         """Does all that a search does before its first candidate, with no memory for weights.
 
@@ -95,9 +114,7 @@ class SearchSpec:
             TaskError: a task cannot be asked with this tokenizer.
         """
         store = WeightStore(self.checkpoints, "disk", torch.device("cpu"))
-        evaluator = Evaluator(self.first, self.tasks, store, "meta", self.first.layout.dtype)
-        evaluator.prepare("search")
-        evaluator.prepare("holdout")
+        self.scoring(store, "meta", self.first.layout.dtype)
 
 
 def prepare(

@@ -20,10 +20,10 @@ from evomerge.errors import (
     StudyError,
     TaskError,
 )
-from evomerge.evaluation import Evaluator
+from evomerge.evaluation import Evaluator, Scores
 from evomerge.merge import Planner, WeightStore, compute_device
 from evomerge.recipe import Recipe
-from evomerge.runtime import compute_dtype
+from evomerge.runtime import Runtime, compute_dtype
 from evomerge.search import OPTIMIZERS, Genome, Result
 from evomerge.study.identity import changes, environment, identity
 from evomerge.study.record import Outcome, Record, Trial, write_atomically
@@ -98,7 +98,7 @@ class Study:
     Args:
         spec: what is searched.
         folder: the run's folder.
-        device: see `Evaluator`.
+        device: see `empty_model`.
         observer: told of everything that happens.
 
     Raises:
@@ -118,7 +118,7 @@ class Study:
             self.record.close()
             raise
         self._planner = Planner(spec.checkpoints)
-        self._evaluator: Evaluator | None = None
+        self._scoring: tuple[Runtime, Evaluator] | None = None
         self._mark = time.perf_counter()
         self.baselines: dict[str, Outcome] = {}
         self.objective = Objective(spec.task_weights, None)
@@ -172,17 +172,15 @@ class Study:
             )
 
     @property
-    def evaluator(self) -> Evaluator:
-        """The evaluator; made, and the sources loaded, when it is first needed."""
-        if self._evaluator is None:
+    def scoring(self) -> tuple[Runtime, Evaluator]:
+        """What makes and scores models; made, and the sources loaded, when it is first needed."""
+        if self._scoring is None:
             spec = self.spec
             device = compute_device(self._device)
             total = spec.source_bytes
             tier = spec.tier(device, self._dtype)
             store = WeightStore(spec.checkpoints, tier, device)
-            evaluator = Evaluator(spec.first, spec.tasks, store, self._device, self._dtype)
-            evaluator.prepare("search")
-            evaluator.prepare("holdout")
+            scoring = spec.scoring(store, self._device, self._dtype)
             done = 0
 
             def loaded(size: int) -> None:
@@ -191,8 +189,8 @@ class Study:
                 self.observer.loading(done, total)
 
             store.load(loaded)
-            self._evaluator = evaluator
-        return self._evaluator
+            self._scoring = scoring
+        return self._scoring
 
     def run(self) -> None:
         """Scores the parents and their mean, then searches until the recipe's number of evaluations is reached.
@@ -203,7 +201,7 @@ class Study:
             TaskError: a task cannot be asked with this tokenizer.
         """
         if self.record.attribute("holdout") is None:
-            self.evaluator  # noqa: B018 (made now: its faults show before anything is scored)
+            self.scoring  # noqa: B018 (made now: its faults show before anything is scored)
         self._run_baselines()
         trials = list(self.record.trials)
         known = {trial.recipe: trial.outcome for trial in trials}
@@ -309,12 +307,11 @@ class Study:
 
     def evaluate(self, recipe: Recipe, what: str, split: Split) -> Outcome:
         """Returns what comes of building and scoring a recipe; a failure is an outcome with its reason."""
-        evaluator = self.evaluator
+        self.scoring  # noqa: B018 (making it is none of this evaluation's time)
         self._mark_time()
         started = self._mark
         try:
-            made = self._planner.plan(recipe)
-            score = evaluator.score(made, split, lambda stage: self.observer.evaluating(what, stage))
+            scores, built = self._scores(recipe, what, split)
         except (StudyError, TaskError, BrokenPipeError):
             raise  # of the search, not of this model
         except Exception as fault:
@@ -322,12 +319,24 @@ class Study:
             own = isinstance(fault, ArchitectureError | EvaluationError | MergeError | RecipeError)
             spent = time.perf_counter() - started
         else:
-            other = self._mark_time() - sum(score.seconds.values())
-            return Outcome(score.items, {**score.seconds, "other": max(other, 0.0)})
+            seconds = {"build": built, "evaluate": scores.cost.seconds}
+            other = self._mark_time() - sum(seconds.values())
+            return Outcome(scores.by_task(), {**seconds, "other": max(other, 0.0)})
         if not own:
             # Not before the fault is gone, which holds what the evaluation had in memory.
             self._refuse_broken(error)
         return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, error)
+
+    def _scores(self, recipe: Recipe, what: str, split: Split) -> tuple[Scores, float]:
+        """Returns the scores of a recipe's model, and the seconds in which its weights were written."""
+        runtime, evaluator = self.scoring
+        made = self._planner.plan(recipe)
+        self.observer.evaluating(what, "build")
+        started = time.perf_counter()
+        model = runtime.load(made)
+        built = time.perf_counter() - started
+        items = evaluator.items(split)
+        return evaluator.scores(model, items, lambda task: self.observer.evaluating(what, task)), built
 
     def _refuse_broken(self, error: str) -> None:
         """Raises where what failed is not one model: a merge that was scored before cannot be scored any more.
@@ -341,8 +350,7 @@ class Study:
         try:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            plan = self._planner.plan(Recipe.parse(scored[-1].recipe))
-            self.evaluator.score(plan, "search", lambda stage: self.observer.evaluating(what, stage))
+            self._scores(Recipe.parse(scored[-1].recipe), what, "search")
         except Exception as fault:
             raise StudyError(
                 f"{error}\n{what}, which was scored before, now fails too ({fault}); all evaluations before this one"

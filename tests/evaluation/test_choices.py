@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.evaluation import Evaluator
 from evomerge.merge import WeightStore, compute_device, open_models, plan
 from evomerge.recipe import Recipe
+from evomerge.runtime import ResidentRuntime
 from evomerge.tasks import Task
 from tests.tiny import tiny_checkpoint
 
@@ -25,8 +26,10 @@ def scores(model: Path, folder: Path, text: str) -> tuple[float, ...]:
     recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": str(model)}]})
     made = plan(recipe, open_models(recipe))
     store = WeightStore(made.layout.checkpoints, "disk", compute_device("cpu"), reused=False)
-    evaluator = Evaluator(made, [Task.load(folder / "t.yaml")], store, "cpu", made.layout.dtype)
-    return evaluator.score(made, "search").items["t"]
+    runtime = ResidentRuntime(made, store, "cpu", made.layout.dtype)
+    limits = runtime.max_length, runtime.vocabulary_size
+    evaluator = Evaluator([Task.load(folder / "t.yaml")], runtime.tokenizer, *limits)
+    return evaluator.scores(runtime.load(made), evaluator.items("search")).by_task()["t"]
 
 
 ASKED = 'prompt: "{{ q }} "\nchoices: "{{ options }}"\n'

@@ -10,7 +10,7 @@ from evomerge.errors import TaskError
 from evomerge.evaluation.encoding import encode
 from evomerge.merge.chat_templates import CHAT_TEMPLATES
 from evomerge.tasks import Task, render_chat
-from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, VOCABULARY, tiny_tokenizer
 
 
 def task(folder: Path, text: str) -> Task:
@@ -23,15 +23,16 @@ def task(folder: Path, text: str) -> Task:
 
 def encoded(made: Task, limit: int | None = 512, chat_template: bool = True):
     tokenizer = tiny_tokenizer(chat_template=chat_template)
-    return tokenizer, encode(made, made.items("search"), tokenizer, limit)
+    return tokenizer, encode(made, made.items("search"), tokenizer, limit, VOCABULARY)
 
 
 def test_prompt_and_target_are_the_whole_text(tmp_path: Path):
     tokenizer, found = encoded(task(tmp_path, 'type: perplexity\ntarget: "{{ a }}"\n'))
-    assert len(found.rows) == 4
-    for i, row in enumerate(found.rows):
-        assert tokenizer.decode(row.prompt) == f"one {i}?"
-        assert tokenizer.decode(row.target) == " yes"
+    assert len(found) == 4
+    for i, one in enumerate(found):
+        (request,) = one.requests
+        assert tokenizer.decode(request.prompt) == f"one {i}?"
+        assert tokenizer.decode(request.target) == " yes"
 
 
 def test_text_without_a_prompt_has_a_target_alone(tmp_path: Path):
@@ -43,17 +44,17 @@ def test_text_without_a_prompt_has_a_target_alone(tmp_path: Path):
         encoded(Task.load(made.path))
 
 
-def test_choices_are_rows_of_their_item(tmp_path: Path):
+def test_choices_are_requests_of_their_item(tmp_path: Path):
     made = task(tmp_path, 'type: multiple_choice\nchoices: [" no", " yes"]\nanswer: "1"\nmetric: accuracy\n')
     tokenizer, found = encoded(made)
-    assert [(row.item, row.choice) for row in found.rows] == [(i, j) for i in range(4) for j in range(2)]
-    assert tokenizer.decode(found.rows[1].target) == " yes"
+    for one in found:
+        assert [tokenizer.decode(request.target) for request in one.requests] == [" no", " yes"]
 
 
 def test_a_chat_is_rendered_with_the_template(tmp_path: Path):
     made = task(tmp_path, 'type: generate\ntarget: "{{ a }}"\nmetric: exact_match\nchat: true\nmax_new_tokens: 4\n')
     tokenizer, found = encoded(made)
-    assert tokenizer.decode(found.rows[0].prompt) == "<s>user: one 0?\nassistant: "
+    assert tokenizer.decode(found[0].requests[0].prompt) == "<s>user: one 0?\nassistant: "
     assert "assistant" in CHAT_TEMPLATE
 
 
@@ -92,7 +93,7 @@ def test_a_chat_template_that_loops_or_makes_too_much_or_raises_is_told_at_once(
     tokenizer.chat_template = template
     started = time.thread_time()
     with pytest.raises(TaskError) as error:
-        encode(made, made.items("search"), tokenizer, 512)
+        encode(made, made.items("search"), tokenizer, 512, VOCABULARY)
     assert time.thread_time() - started < 5
     for part in (f"{made.path}: chat is true, but the chat template", words, "the item 'one 0?'", "chat: false"):
         assert part in str(error.value)

@@ -118,7 +118,11 @@ def test_a_run_goes_on_in_the_dtype_that_it_began_in(dtype: str, tmp_path: Path)
     # Whatever a measurement says, it cannot say both.
     with Study(prepare(recipe, evaluations=3), tmp_path / "run", "cpu", watcher) as study:
         study.run()
-        assert next(study.evaluator._live.model.parameters()).dtype == getattr(torch, dtype)
+        seen = set()
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda _, i: seen.update(x.dtype for x in i))
+        study.evaluate(study.spec.parent_recipe(study.spec.parents[0]), "again", "search")
+        hook.remove()
+        assert seen - {torch.int64} == {getattr(torch, dtype)}
     assert not watcher.notes
     other = {"bfloat16": "float32", "float32": "bfloat16"}[dtype]
     with Study(prepare(recipe, evaluations=3, compute_dtype=other), tmp_path / "run", "cpu", watcher):

@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.cli.evaluation import evaluated
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError, StudyError, TaskError
-from evomerge.evaluation import Evaluator
-from evomerge.merge import WeightStore, into_directory, open_recipe, parents
+from evomerge.merge import into_directory, open_recipe, parents
 from evomerge.recipe import Recipe
 from evomerge.study import Record, SearchSpec, Study, conclude, prepare
 from scripts.check_kills import killed_search, run_state, search_command
@@ -217,21 +215,6 @@ def test_a_source_that_is_lost_ends_the_search_with_nothing_wrong_on_record(
     search(recipe, tmp_path / "run")
     search(recipe, tmp_path / "whole")
     assert run_state(tmp_path / "run") == run_state(tmp_path / "whole")
-
-
-def test_a_shape_that_cannot_be_run_does_not_end_the_evaluator(case: Path):
-    spec = prepare(case)
-    device = torch.device("cpu")
-    dtype = spec.first.layout.dtype
-    store = WeightStore(spec.checkpoints, spec.tier(device, dtype), device)
-    store.load(lambda _: None)
-    evaluator = Evaluator(spec.first, spec.tasks, store, "cpu", dtype)
-    before = evaluator.score(spec.first, "search").items
-    layout = spec.first.layout
-    other = replace(spec.first, layout=replace(layout, jobs=layout.jobs[:-1]))
-    with pytest.raises(ArchitectureError):
-        evaluator.score(other, "search")
-    assert evaluator.score(spec.first, "search").items == before
 
 
 def test_a_search_in_which_everything_fails_stops(tmp_path: Path):

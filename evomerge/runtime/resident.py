@@ -1,0 +1,112 @@
+"""`ResidentRuntime`: one model in memory, filled again for every plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from evomerge.architecture import LanguagePart
+from evomerge.checkpoint import read_object
+from evomerge.errors import CheckpointError
+from evomerge.merge import Plan, WeightStore, chat_template
+from evomerge.runtime.language_model import TorchLanguageModel
+from evomerge.runtime.live import LiveModel
+from evomerge.runtime.protocol import LanguageModel
+
+_Shape = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class ResidentRuntime:
+    """A `Runtime` whose plans are merged into the weights of one model in place.
+
+    Only a plan of other tensors than the last one makes another model, once the last one is gone.
+
+    Args:
+        first: any plan; gives the tokenizer and the limits.
+        store: where weights are read.
+        device: see `empty_model`; on ``meta`` nothing can be loaded, but what is wrong with a model is found.
+        dtype: in which models run, see `compute_dtype`.
+
+    Raises:
+        ArchitectureError: transformers cannot run such a model.
+        CheckpointError: the tokenizer or the generation settings cannot be read.
+    """
+
+    def __init__(self, first: Plan, store: WeightStore, device: str, dtype: torch.dtype) -> None:
+        self._store = store
+        self._device = device
+        self._dtype = dtype
+        self._resident: dict[_Shape, tuple[LiveModel, TorchLanguageModel]] = {}
+        self.tokenizer: Any = None
+        model: Any = self._made(first)[0].model
+        self.max_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.vocabulary_size = len(model.get_input_embeddings().weight)
+
+    def load(self, plan: Plan) -> LanguageModel:
+        """Returns the plan's model, see `Runtime`."""
+        live, model = self._made(plan)
+        live.fill(plan, self._store)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return model
+
+    def _made(self, plan: Plan) -> tuple[LiveModel, TorchLanguageModel]:
+        shape = tuple((info.name, info.shape) for info in plan.layout.tensors)
+        if shape not in self._resident:
+            self._resident.clear()  # Before there is another: two may not fit.
+            live = LiveModel(plan, self._device, self._dtype)
+            # Only now: the model says better than the tokenizer what is wrong with the config that both read.
+            self.tokenizer = load_tokenizer(plan) if self.tokenizer is None else self.tokenizer
+            self._resident[shape] = (
+                live,
+                TorchLanguageModel(live.model, self.tokenizer, _stop_ids(plan, self.tokenizer)),
+            )
+        return self._resident[shape]
+
+
+def load_tokenizer(plan: Plan) -> Any:
+    """Returns the result's tokenizer, with the recipe's chat template where it gives one.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    donor = plan.layout.donor
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(donor.folder), trust_remote_code=False)
+    # The tokenizers library raises plain Exceptions, and a wrong file leads to any error.
+    except Exception as fault:
+        settings = donor.folder / "tokenizer_config.json"
+        if settings.is_file() and read_object(settings).get("auto_map"):
+            raise CheckpointError(
+                f"{donor.reference}: its tokenizer needs code of its own, which evomerge never runs; where its"
+                f" tokenizer.json says all, take auto_map and tokenizer_class out of {settings}"
+            ) from None
+        raise CheckpointError(
+            f"{donor.reference}: its tokenizer cannot be loaded"
+            f" ({(str(fault).splitlines() or [type(fault).__name__])[0]});"
+            " the folder needs tokenizer.json or the files that its tokenizer's class reads"
+        ) from None
+    template = chat_template(plan)
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
+    """Returns every token that ends a completion: those of the generation settings, config and tokenizer."""
+    text = LanguagePart.of(plan.layout.config, (info.name for info in plan.layout.tensors)).config
+    settings = plan.layout.donor.folder / "generation_config.json"
+    parts = [plan.layout.config, text, read_object(settings) if settings.is_file() else {}]
+    named = [part.get("eos_token_id") for part in parts]
+    named.append(getattr(tokenizer, "eos_token_id", None))
+    found = [one for value in named if value is not None for one in (value if isinstance(value, list) else [value])]
+    wrong = [one for one in found if type(one) is not int]
+    if wrong:
+        raise CheckpointError(
+            f"{plan.layout.donor.reference}: eos_token_id is {wrong[0]!r} in its config.json or generation_config.json;"
+            " expected a token's number, or a list of them"
+        )
+    return found
