@@ -298,17 +298,18 @@ def test_tables_fit_40_columns(found, monkeypatch: pytest.MonkeyPatch):
 def test_the_progress_bar_has_a_line_of_its_own(found, width: int):
     folder, _ = found
     terminal = Console(file=io.StringIO(), force_terminal=True, width=width)
-    with SearchDisplay(terminal, prepare(folder / "recipe.yaml")) as display:
+    display = SearchDisplay(terminal, prepare(folder / "recipe.yaml"))
+    with display.live:
         display.loading(1, 2)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue()).splitlines()
     assert any(re.fullmatch(r"[━╸╺]{40} *", line) for line in lines)
-    assert "reading the models, 1 B of 2 B" in [line.strip() for line in lines]
+    assert "reading the models, 1 byte of 2 bytes" in [line.strip() for line in lines]
 
 
 def test_a_recipe_from_a_pipe_is_read_once(found):
     folder, _ = found
     done = in_a_process("", "check", "/dev/stdin", text=(folder / "recipe.yaml").read_text())
-    assert "OK: ready to search" in done.stdout, done.stderr
+    assert "OK: ready to run" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -385,14 +386,14 @@ def test_ctrl_c_says_one_true_line_in_every_command(found, tmp_path: Path):
     run = tmp_path / "run"
     search = ("search", recipe, "--run-dir", run, "--evaluations", 2)
     for name, arguments, line in (
-        ("rows.jsonl", ("eval", folder / "a", task), "Stopped: not all is scored, so no score is shown."),
-        ("config.json", search, "Stopped: nothing is scored yet; the same command continues the search."),
+        ("rows.jsonl", ("eval", folder / "a", task), "Stopped: scoring is incomplete, so no score is shown."),
+        ("config.json", search, "Stopped: nothing is scored yet; the same command resumes the search."),
         (
             f".result.json.{UNFINISHED}",
             search,
-            f"Stopped: the best recipe so far is {run / 'best.yaml'}; the same command continues the search.",
+            f"Stopped: the best recipe so far is {run / 'best.yaml'}; the same command resumes the search.",
         ),
-        ("model.safetensors", ("apply", best, tmp_path / "out"), f"Stopped: {tmp_path / 'out'} is as it was."),
+        ("model.safetensors", ("apply", best, tmp_path / "out"), f"Stopped: {tmp_path / 'out'} is unchanged."),
     ):
         _due[name] = ctrl_c
         done = evomerge(*arguments)

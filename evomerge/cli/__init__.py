@@ -1,6 +1,6 @@
 """The command line: ``evomerge search | apply | eval | check | runs``.
 
-Only what takes no time is imported here: the handler of Ctrl-C must be there before the first slow import.
+Imports only what is fast to import: Ctrl-C must be handled before the first slow import.
 """
 
 from __future__ import annotations
@@ -20,61 +20,52 @@ from evomerge.errors import DocumentError, EvomergeError
 __all__ = ["INTERRUPTED", "Stopped", "main", "stoppable"]
 
 INTERRUPTED = 130
-"""The exit status of a process that SIGINT ended, as shells give it."""
+"""The exit status that shells give a process that SIGINT ended."""
 
 
 class Stopped(EvomergeError):
-    """Ctrl-C; the text says what that means for the command that it ended."""
+    """Ctrl-C; the message says in what state the command was left."""
 
 
 def main() -> None:
-    """Runs the command line and exits; whatever ends a command early is told without a traceback."""
+    """Runs the command line and exits; an error that ends a command is reported without a traceback."""
     signal.signal(signal.SIGINT, _leave)
-    # Before any of these is imported: a search's own lines are all that a terminal shows.
+    # Set before these libraries are imported: a terminal shows the command's own lines only.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for stream in (sys.stdout, sys.stderr):
-        # A file's name may hold bytes that are no text, and the terminal may not know all letters.
+        # A file's name may hold bytes that are not text, and the terminal may lack some letters.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    status = 1
     try:
         from evomerge.cli.app import app
 
         app()
-    except Stopped as fault:
-        status = INTERRUPTED
-        _tell(str(fault))
-    except DocumentError as fault:
-        count = len(fault.faults)
-        _tell(str(fault), f"{count} fault{'s' * (count > 1)}\n")
-    except EvomergeError as fault:
-        _tell(str(fault), "error ")
     except Exception as fault:
-        _tell(_unforeseen(fault), "error ")
+        _report(fault)
+        sys.exit(INTERRUPTED if isinstance(fault, Stopped) else 1)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Or Python looks through all of torch's objects, half a second long, for some to free before the system does.
+        # Otherwise Python takes half a second at exit to look for garbage among torch's objects.
         gc.freeze()
-    sys.exit(status)
 
 
 def _leave(*_: object) -> None:
-    """Ends the process on Ctrl-C while there is nothing to tidy up: an import may swallow an exception."""
+    """Ends the process on Ctrl-C while there is nothing to clean up: an import may swallow an exception."""
     os.write(2, b"Stopped.\n")
     os._exit(INTERRUPTED)
 
 
 @contextmanager
-def stoppable(told: Callable[[], str]) -> Iterator[None]:
-    """Has Ctrl-C unwind what runs inside, and end the command with the line that `told` returns then."""
+def stoppable(message: Callable[[], str]) -> Iterator[None]:
+    """Makes Ctrl-C unwind the block and end the command with the line that `message` then returns."""
     pressed = False
 
     def press(*_: object) -> None:
         nonlocal pressed
         pressed = True
-        # A second one ends the process at once, wherever it is.
+        # A second Ctrl-C ends the process at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt
 
@@ -83,27 +74,34 @@ def stoppable(told: Callable[[], str]) -> Iterator[None]:
         yield
     except BaseException:
         if pressed:
-            raise Stopped(told()) from None
+            raise Stopped(message()) from None
         raise
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _tell(text: str, label: str = "") -> None:
-    """Prints to the standard error, the label in red where that is a terminal."""
-    red, plain = ("\x1b[31m", "\x1b[0m") if label and sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    # Text of a stranger's recipe must not steer the terminal.
+def _report(fault: Exception) -> None:
+    """Prints what ended a command to the standard error, its label in red on a terminal."""
+    label, text = "error ", str(fault)
+    if isinstance(fault, Stopped):
+        label = ""
+    elif isinstance(fault, DocumentError):
+        label = f"{len(fault.faults)} fault{'s' * (len(fault.faults) > 1)}\n"
+    elif not isinstance(fault, EvomergeError):
+        text = _bug(fault)
+    if label and sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        label = f"\x1b[31m{label}\x1b[0m"
+    # Control characters in someone else's recipe must not reach the terminal.
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
-    sys.stderr.write(f"{red}{label}{plain}{text}\n")
+    sys.stderr.write(f"{label}{text}\n")
 
 
-def _unforeseen(fault: BaseException) -> str:
-    """Returns the line for an error that nothing here expects; all that helps to mend it goes to a file."""
+def _bug(fault: Exception) -> str:
+    """Returns the line that reports an unexpected error; what a bug report needs goes to a file."""
     import platform
     import tempfile
     import traceback
 
-    told = (str(fault).strip().splitlines() or ["without a text"])[0][:200]
     details = "".join(traceback.format_exception(fault))
     head = f"evomerge {evomerge.__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv}\n\n"
     try:
@@ -111,6 +109,9 @@ def _unforeseen(fault: BaseException) -> str:
             "w", prefix="evomerge-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as file:
             file.write(head + details)
+        report = f"the traceback in {file.name}"
     except OSError:
-        return f"{details}{type(fault).__name__}: {told}: a bug in evomerge; please report it with the lines above"
-    return f"{type(fault).__name__}: {told}: a bug in evomerge; please report it with the traceback in {file.name}"
+        sys.stderr.write(details)
+        report = "the lines above"
+    message = (str(fault).strip().splitlines() or ["no message"])[0][:200]
+    return f"{type(fault).__name__}: {message}: a bug in evomerge; please report it with {report}"

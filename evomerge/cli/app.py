@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal as size
 from rich.text import Text
 
 import evomerge
@@ -22,8 +23,8 @@ from evomerge.errors import RecipeError
 app = typer.Typer(
     name="evomerge",
     help="Find, by evolution, how to merge fine-tuned models into one that beats them all.\n\n"
-    "A recipe is mergekit's YAML; a search recipe has holes, {search: [low, high]}, where numbers go. "
-    "First check it, then search, then apply the winner:\n\n"
+    "A recipe is a YAML file in mergekit's format. A search recipe has holes, {search: [low, high]}, in place of "
+    "numbers. Check it, search, then apply the winner:\n\n"
     "  evomerge check recipes/quickstart.yaml\n\n"
     "  evomerge search recipes/quickstart.yaml\n\n"
     "  evomerge apply runs/quickstart/best.yaml merged",
@@ -32,26 +33,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Names of models, files and tasks are printed as they are, whatever they look like.
+# Names of models, files and tasks are printed verbatim, even if they look like markup.
 out = Console(markup=False, emoji=False, highlight=False)
 say = partial(out.print, soft_wrap=True)
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
-RecipeOrRun = Annotated[
-    Path,
-    typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; or a run's folder.", show_default=False),
-]
+_argument = partial(typer.Argument, show_default=False)
+RecipeFile = Annotated[Path, _argument(metavar="RECIPE", help="A search recipe: a YAML file.")]
+RecipeOrRun = Annotated[Path, _argument(metavar="RECIPE", help="A recipe: a YAML file, or the folder of a run.")]
+OutDir = Annotated[Path, _argument(metavar="OUT_DIR", help="The folder to write.")]
+Model = Annotated[str, _argument(metavar="MODEL", help="A folder, a Hub id, a recipe, or the folder of a run.")]
+Tasks = Annotated[list[Path], _argument(metavar="TASK", help="Task files.")]
 Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: the fastest, several GPUs where one is too small.")
+    str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto: the fastest, and several GPUs if one is too small.")
 ]
-
 ComputeDtype = Annotated[
-    str,
-    typer.Option(
-        metavar="DTYPE",
-        help="The dtype in which the model runs: its own, or float32, which holds the same values; auto: the faster.",
-    ),
+    str, typer.Option(metavar="DTYPE", help="The dtype to run models in: their own, or float32; auto: the faster one.")
 ]
 
 
@@ -61,16 +58,11 @@ def _recipe_file(path: Path) -> Path:
     Raises:
         RecipeError: it is a folder and has none.
     """
-    if not os.path.isdir(path):  # which takes a name that is too long for one of no folder
+    if not os.path.isdir(path):  # False for a name that is too long, where Path.is_dir raises
         return path
     if (path / "best.yaml").is_file():
         return path / "best.yaml"
-    raise RecipeError([f"{path}: is a folder without best.yaml; name a recipe, or the folder of a run that has scored"])
-
-
-def _waiting(text: str) -> AbstractContextManager[object]:
-    """Returns what shows `text` while something goes on, where there is a terminal to show it on."""
-    return out.status(Text(text)) if out.is_terminal else nullcontext()
+    raise RecipeError([f"{path}: is a folder without best.yaml; name a recipe, or a run that has scored a candidate"])
 
 
 def _version(wanted: bool) -> None:
@@ -92,29 +84,28 @@ def _options(
 def search(
     recipe: RecipeFile,
     run_dir: Annotated[
-        Path | None, typer.Option(help="The run's folder; runs/ and the recipe's name by default.", show_default=False)
+        Path | None, typer.Option(help="The folder of the run.", show_default="runs/ and the recipe's name")
     ] = None,
     evaluations: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000, help="Candidates to score, instead of the recipe's own number.")
+        int | None, typer.Option(min=1, max=1_000_000, help="Candidates to score, instead of the recipe's number.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="The search's seed, instead of the recipe's own.")
+        int | None, typer.Option(min=0, max=2**32 - 1, help="The search's seed, instead of the recipe's.")
     ] = None,
     device: Device = "auto",
     compute_dtype: ComputeDtype = "auto",
 ) -> None:
-    """Fill a recipe's holes by evolution; start it again to go on.
+    """Search for the best numbers for a recipe's holes, or resume such a search.
 
-    Every evaluation is on disk before the next begins: stop it with Ctrl-C, or lose the power, and the same
-    command goes on, with the same winner as if nothing had happened. A larger --evaluations extends a search.
+    Every evaluation is on disk before the next begins. Stop the search with Ctrl-C, or lose power: the same command
+    resumes it, and it finds the same winner as an uninterrupted search. A larger --evaluations extends a search.
 
-    The run's folder holds best.yaml (the best recipe so far), study.db (the record, an Optuna study) and, at
-    the end, result.json (parents and winner on the holdout).
+    The run's folder holds best.yaml (the best recipe so far), study.db (the record, an Optuna study) and, at the
+    end, result.json (the parents and the winner on the holdout).
 
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
-    from evomerge.cli.display import SearchDisplay, conclusion_table, fitted
-    from evomerge.cli.quantities import duration
+    from evomerge.cli.display import SearchDisplay, conclusion_table, fitted, spent
     from evomerge.merge import compute_device
     from evomerge.study import Study, conclude, prepare
 
@@ -123,61 +114,52 @@ def search(
 
     def stopped() -> str:
         found = f"the best recipe so far is {best}" if best.is_file() else "nothing is scored yet"
-        return f"Stopped: {found}; the same command continues the search."
+        return f"Stopped: {found}; the same command resumes the search."
 
     with stoppable(stopped):
-        compute_device(device)
-        with _waiting("Checking the recipe, its models and tasks"):
+        where = compute_device(device)
+        with out.status(Text("Checking the recipe, its models and tasks")):
             spec = prepare(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
-        say(_summary(recipe, spec, device))
+        say(_headline(recipe, spec, where))
         display = SearchDisplay(out, spec)
-        with display, Study(spec, folder, device, display) as study:
+        with display.live, Study(spec, folder, device, display) as study:
             study.run()
             report = conclude(study)
         out.print(fitted(conclusion_table(report), out))
         say(report.verdict, style="bold")
-        seconds = report.seconds
-        failed = f", {report.failures} failed" if report.failures else ""
-        say(
-            f"{report.evaluations} evaluations{failed}: {duration(seconds['build'])} building,"
-            f" {duration(seconds['evaluate'])} evaluating, {duration(seconds['other'])} other.\n"
-            f"Make the model: evomerge apply {best} OUT_DIR"
-        )
+        say(spent(report), f"Make the model: evomerge apply {best} OUT_DIR", sep="\n")
 
 
 @app.command()
 def apply(
     recipe: RecipeOrRun,
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="The folder to make.", show_default=False)],
-    shard_size: Annotated[
-        float, typer.Option(min=0.000001, max=1e6, help="The most gigabytes of a weights file.")
-    ] = 5.0,
+    out_dir: OutDir,
+    shard_size: Annotated[float, typer.Option(min=1e-6, max=1e6, help="The largest weights file, in gigabytes.")] = 5.0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT_DIR if it holds a model and nothing else.")
     ] = False,
 ) -> None:
     """Write the model that a recipe describes to a folder.
 
-    The folder appears under its name only when all of it is there; any runtime that reads Hugging Face
-    checkpoints loads it.
+    The folder appears under its name only once it is complete. Anything that loads Hugging Face checkpoints can
+    load it.
 
     Example: evomerge apply runs/quickstart/best.yaml merged
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from evomerge.cli.quantities import size
     from evomerge.merge import into_directory, open_recipe, plan_warnings
 
     before = _inode(out_dir)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
     def stopped() -> str:
-        return f"Stopped: {out_dir} is {'as it was' if _inode(out_dir) == before else 'complete'}."
+        return f"Stopped: {out_dir} is {'unchanged' if _inode(out_dir) == before else 'complete'}."
 
     with stoppable(stopped):
         path = _recipe_file(recipe)
         plan = open_recipe(path)
-        with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        with Progress(*columns, console=out, transient=True) as progress:
             bar = progress.add_task("", total=plan.layout.nbytes)
             into_directory(
                 plan,
@@ -185,10 +167,12 @@ def apply(
                 shard_bytes=int(shard_size * 1e9),
                 overwrite=overwrite,
                 needed=[path],
-                progress=lambda count: progress.advance(bar, count),
+                progress=partial(progress.advance, bar),
             )
         say(
-            "\n".join([f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}", *plan_warnings(plan)])
+            f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}",
+            *plan_warnings(plan),
+            sep="\n",
         )
 
 
@@ -202,21 +186,18 @@ def _inode(path: Path) -> int | None:
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A folder, a Hub id, a recipe, or a run's folder.", show_default=False),
-    ],
-    tasks: Annotated[list[Path], typer.Argument(metavar="TASK...", help="Task files.", show_default=False)],
+    model: Model,
+    tasks: Tasks,
     split: Annotated[str, typer.Option(help="search, holdout, or both.")] = "holdout",
     device: Device = "auto",
     compute_dtype: ComputeDtype = "auto",
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON with every item's score, and completions where there are any.")
+        bool, typer.Option("--json", help="Print JSON with the score and the completion of every item.")
     ] = False,
 ) -> None:
-    """Score a model, or a recipe, on tasks.
+    """Score a model, or the model of a recipe, on tasks.
 
-    The model of a recipe is made in memory; nothing is written.
+    The model of a recipe is merged in memory; nothing is written.
 
     Example: evomerge eval merged eval_tasks/quickstart_addition.yaml --split both
     """
@@ -228,49 +209,59 @@ def evaluate(
     splits = ("search", "holdout") if split == "both" else (split,)
     if os.path.isfile(Path(model) / "best.yaml") and not os.path.exists(Path(model) / "config.json"):
         model = str(Path(model) / "best.yaml")
-    with stoppable(lambda: "Stopped: not all is scored, so no score is shown."):
-        with nullcontext() if as_json else _waiting(f"Scoring {model}"):
+    with stoppable(lambda: "Stopped: scoring is incomplete, so no score is shown."):
+        with nullcontext() if as_json else out.status(Text(f"Scoring {model}")):
             found = evaluated(model, tasks, splits, device, compute_dtype)
         if as_json:
             sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-            return
-        rows = [
-            (row["task"], row["split"], len(row["items"]), row["score"], tuple(row["interval"]))
-            for row in found["scores"]
-        ]
-        out.print(fitted(scores_table(rows), out))
+        else:
+            out.print(fitted(scores_table(found["scores"]), out))
 
 
 @app.command()
 def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDtype = "auto") -> None:
     """Check a recipe, its models and its tasks.
 
-    Says every fault at once, and what a search would need. Reads headers, configs and task data, no weights: this
-    takes seconds, where a fault in the search costs hours.
+    Reports every fault at once, and what a search would need. Reads headers, configs and task data but no weights,
+    so it takes seconds; the same fault could end a search after hours.
 
     Example: evomerge check recipes/quickstart.yaml
     """
-    from evomerge.cli.quantities import size
     from evomerge.merge import compute_device, open_recipe, plan_warnings
     from evomerge.recipe import Recipe
     from evomerge.study import prepare
 
-    compute_device(device)
-    # Once: the recipe may be a pipe.
+    where = compute_device(device)
+    # Read once: the recipe may be a pipe.
     path = _recipe_file(recipe)
     document = Recipe.load(path)
-    if document.holes():
-        spec = prepare(document, compute_dtype=compute_dtype)
-        spec.rehearse()
-        say(_summary(path, spec, device, full=True))
+    if not document.holes():
+        plan = open_recipe(document)
+        layout = plan.layout
+        models = ", ".join(layout.checkpoints)
+        say(
+            f"{path}: {layout.method.name} of {models}; {len(layout.jobs)} tensors, {size(layout.nbytes)}; no holes.",
+            *plan_warnings(plan),
+            f"Make the model: evomerge apply {path} OUT_DIR",
+            sep="\n",
+        )
         return
-    plan = open_recipe(document)
-    layout = plan.layout
-    models = ", ".join(layout.checkpoints)
+    spec = prepare(document, compute_dtype=compute_dtype)
+    spec.rehearse()
+    dtype = spec.runs_in(where)
+    tiers = {"device": f"in {where}'s memory", "memory": "in main memory", "disk": "on disk, read piece by piece"}
     say(
-        f"{path}: {layout.method.name} of {models}; {len(layout.jobs)} tensors, {size(layout.nbytes)}; no holes.\n"
-        + "".join(f"{warning}\n" for warning in plan_warnings(plan))
-        + f"Make the model: evomerge apply {path} OUT_DIR"
+        _headline(path, spec, where),
+        *(f"  {hole.name}: {hole.low:g} to {hole.high:g}, from {hole.start:g}" for hole in spec.space.dimensions),
+        *(
+            f"task: {task.name}, {len(task.items('search'))} items to search on, {len(task.items('holdout'))} held out"
+            for task in spec.tasks
+        ),
+        f"memory: {size(spec.live_bytes(dtype))} for a candidate, in {str(dtype).removeprefix('torch.')} on {where};"
+        f" {size(spec.source_bytes)} for {len(spec.checkpoints)} models, {tiers[spec.tier(where, dtype)]}",
+        *plan_warnings(spec.first),
+        "OK: ready to run",
+        sep="\n",
     )
 
 
@@ -278,7 +269,7 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that holds the runs.")] = Path("runs"),
 ) -> None:
-    """List runs: their state, evaluations, best search score and verdict.
+    """List runs, with their best scores and verdicts.
 
     Example: evomerge runs
     """
@@ -290,38 +281,10 @@ def list_runs(
         say("\n  ".join(lines))
 
 
-def _summary(path: Path, spec: Any, device: str, full: bool = False) -> str:
-    """Returns what a search is about to do, and with ``full`` what it needs and where it will live."""
-    from evomerge.cli.quantities import size
-    from evomerge.merge import compute_device, plan_warnings
-    from evomerge.search import SearchSpace
-
-    space: SearchSpace = spec.space
+def _headline(path: Path, spec: Any, where: object) -> str:
+    """Returns what a search is about to do, in two lines."""
     settings = spec.settings
-    where = compute_device(device)
-    names = {"device": f"in {where}'s memory", "memory": "in main memory", "disk": "on disk, read piece by piece"}
-    lines = [
-        f"{path}: {spec.recipe.merge_method} of {', '.join(spec.parents)}",
-        f"{len(space)} numbers by {settings.optimizer}, {settings.evaluations} evaluations, seed {settings.seed};"
-        f" on {where}",
-    ]
-    if full:
-        dtype = spec.runs_in(where)
-        place = spec.tier(where, dtype)
-        kept = size(spec.source_bytes)
-        runs_in = str(dtype).removeprefix("torch.")
-        lines += [
-            f"  {dimension.name}: {dimension.low:g} to {dimension.high:g}, from {dimension.start:g}"
-            for dimension in space.dimensions
-        ]
-        lines += [
-            f"tasks: {task.name}, {len(task.items('search'))} items to search on, {len(task.items('holdout'))} held out"
-            for task in spec.tasks
-        ]
-        lines += [
-            f"memory: {size(spec.live_bytes(dtype))} for the model that is refilled, on {where} in {runs_in};"
-            f" {kept} for {len(spec.checkpoints)} models, {names[place]}",
-            *plan_warnings(spec.first),
-            "OK: ready to search",
-        ]
-    return "\n".join(lines)
+    return (
+        f"{path}: {spec.recipe.merge_method} of {', '.join(spec.parents)}\n{len(spec.space)} numbers by"
+        f" {settings.optimizer}, {settings.evaluations} evaluations, seed {settings.seed}; on {where}"
+    )

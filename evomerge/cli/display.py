@@ -1,34 +1,37 @@
-"""What a search shows while it runs, and at its end."""
+"""What a search shows while it runs and when it ends, and the tables of scores."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal as size
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.cli.quantities import duration, size
 from evomerge.search import Result
 from evomerge.study import ModelResult, Outcome, ReportData, SearchSpec, Trial
 
 LINE_SECONDS = 10.0
-"""Where the output is not a terminal, a line at most this often."""
+"""The least time between two lines, if the output is not a terminal."""
 
 
 class SearchDisplay:
-    """Watches a search: a live panel on a terminal, else a line now and then.
+    """The observer of a search that shows its progress: in a live panel on a terminal, else in a line now and then.
 
     Args:
-        console: where to print.
-        spec: what is searched.
+        console: prints it.
+        spec: the search.
+
+    Attributes:
+        live: the panel, a context manager; it shows nothing if the console is not a terminal.
     """
 
     def __init__(self, console: Console, spec: SearchSpec) -> None:
@@ -45,32 +48,21 @@ class SearchDisplay:
         self._now = "opening the models"
         self._fraction: float | None = None
         self._last_line = 0.0
-        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
-
-    def __enter__(self) -> SearchDisplay:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self.live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
 
     def loading(self, done: int, total: int) -> None:
-        """Shows how much of the sources is read."""
+        """Shows how many bytes of the models are read."""
         self._now = f"reading the models, {size(done)} of {size(total)}"
         self._fraction = done / max(total, 1)
         self._line(finished=done >= total)
 
     def evaluating(self, what: str, stage: str) -> None:
-        """Shows what is evaluated."""
+        """Shows what is being evaluated."""
         self._now = f"{what}: {'building' if stage == 'build' else stage}"
         self._fraction = None
 
     def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
-        """Shows a parent's score, and why it has none."""
+        """Shows a parent's score, or why it has none."""
         self._baselines[name] = objective
         if objective is None and outcome.error:
             self.note(f"{name} failed: {outcome.error}")
@@ -78,7 +70,7 @@ class SearchDisplay:
             self._console.print(f"{name}: {objective:.3f}", soft_wrap=True)
 
     def trial(self, trial: Trial, fresh: bool) -> None:
-        """Shows what one more merge brought."""
+        """Shows the score of one more merge."""
         if trial.kind == "mean":
             self._mean = trial.objective
         else:
@@ -119,7 +111,7 @@ class SearchDisplay:
     def _status(self) -> str:
         parts = [f"{self._done} of {self._total} evaluations"]
         if self._read_back:
-            parts.append(f"{self._read_back} of them read back")
+            parts.append(f"{self._read_back} of them from the record")
         if self._best is not None and self._best.objective is not None:
             parts.append(f"best {self._best.objective:.3f} (trial {self._best.number})")
         if self._failures:
@@ -153,16 +145,33 @@ class SearchDisplay:
         return Group(*lines, Padding(bar), Text(self._now, style="dim"))
 
 
+def duration(seconds: float) -> str:
+    """Returns seconds as people read them: ``42 s``, ``3 min 10 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def spent(report: ReportData) -> str:
+    """Returns the line that says how many candidates a search evaluated, and in what time."""
+    failed = f", {report.failures} failed" if report.failures else ""
+    build, evaluate, other = (duration(report.seconds[part]) for part in ("build", "evaluate", "other"))
+    return f"{report.evaluations} evaluations{failed}: {build} building, {evaluate} evaluating, {other} other."
+
+
 def fitted(table: Table, console: Console) -> RenderableType:
-    """Returns a table, or where the console is too narrow for it, each of its rows as a few lines."""
+    """Returns a table, or if the console is too narrow for it, a few lines for each of its rows."""
     if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
         return table
     lines: list[RenderableType] = [Text(str(table.title))] if table.title else []
     first, *columns = table.columns
     cells = [first.cells, *(column.cells for column in columns)]
     for row, (label, *values) in zip(table.rows, zip(*cells, strict=True), strict=True):
-        told = ", ".join(f"{column.header} {value}" for column, value in zip(columns, values, strict=True) if value)
-        lines += [Text(str(label), row.style or ""), Padding(Text(told), (0, 0, 0, 2))]
+        text = ", ".join(f"{column.header} {value}" for column, value in zip(columns, values, strict=True) if value)
+        lines += [Text(str(label), row.style or ""), Padding(Text(text), (0, 0, 0, 2))]
     return Group(*lines)
 
 
@@ -170,25 +179,21 @@ def conclusion_table(report: ReportData) -> Table:
     """Returns the table at the end of a search: every model's search score, holdout score and interval."""
     table = Table(title="Higher is better. Intervals: 95%.", title_justify="left")
     table.add_column("model", overflow="fold")
-    table.add_column("search", justify="right")
-    table.add_column("holdout", justify="right")
-    table.add_column("interval", justify="right", no_wrap=True)
     tasks = list(report.winner.tasks) if len(report.winner.tasks) > 1 else []
-    for task in tasks:
-        table.add_column(task, justify="right", overflow="fold")
+    for name in ("search", "holdout", "interval", *tasks):
+        table.add_column(name, justify="right", overflow="fold", no_wrap=name == "interval")
 
     def row(label: str, result: ModelResult, style: str = "") -> None:
         cells = [label, _number(result.search), _number(result.holdout), _interval(result.interval)]
         table.add_row(*cells, *(_number(result.tasks.get(task)) for task in tasks), style=style)
 
-    models = [*report.parents, *([report.base] if report.base else [])]
-    # A path's last part is enough, where it names one model alone: the columns beside it need the width.
+    models = [*([report.base] if report.base else []), *report.parents]
+    # The last part of a path is enough if only one model has it: the other columns need the width.
     last = Counter(Path(model.name).name for model in models)
-    short = {model.name: Path(model.name).name for model in models if last[Path(model.name).name] == 1}
-    if report.base:
-        row(f"{short.get(report.base.name, report.base.name)} (base)", report.base, "dim")
-    for parent in report.parents:
-        row(short.get(parent.name, parent.name), parent)
+    for model in models:
+        short = Path(model.name).name
+        label = short if last[short] == 1 else model.name
+        row(*((f"{label} (base)", model, "dim") if model is report.base else (label, model)))
     if report.mean:
         row("mean of the parents", report.mean)
     table.add_section()
@@ -198,15 +203,18 @@ def conclusion_table(report: ReportData) -> Table:
     return table
 
 
-def scores_table(rows: Sequence[tuple[str, str, int, float, tuple[float, float]]]) -> Table:
-    """Returns the table of ``evomerge eval``: (task, split, items, mean, interval) a row."""
-    table = Table()
-    table.add_column("task")
-    table.add_column("split")
+def scores_table(scores: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns the table of ``evomerge eval``, a line for each task and split.
+
+    Args:
+        scores: as in the command's JSON.
+    """
+    table = Table("task", "split")
     for column in ("items", "score", "95% interval"):
         table.add_column(column, justify="right")
-    for task, split, items, mean, bounds in rows:
-        table.add_row(task, split, f"{items:,}", _number(mean), _interval(bounds))
+    for score in scores:
+        cells = [score["task"], score["split"], f"{len(score['items']):,}", _number(score["score"])]
+        table.add_row(*cells, _interval(score["interval"]))
     return table
 
 
@@ -214,5 +222,5 @@ def _number(value: float | None) -> str:
     return "failed" if value is None else f"{value:.3f}"
 
 
-def _interval(bounds: tuple[float, float] | None) -> str:
+def _interval(bounds: Sequence[float] | None) -> str:
     return "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
