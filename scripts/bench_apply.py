@@ -171,7 +171,7 @@ def make(folder: Path, layers: int, seed: int) -> int:
     with CheckpointWriter(folder, layout) as out:
         for info in layout:
             for start in range(0, info.numel, len(values)):
-                out.write_part(info.name, start, values[: info.numel - start])
+                out.write(info.name, values[: info.numel - start], start)
         out.commit(config=config)
     return sum(info.nbytes for info in layout)
 

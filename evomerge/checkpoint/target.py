@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable
@@ -11,11 +12,6 @@ from pathlib import Path
 from evomerge.checkpoint.folder import UNFINISHED, strangers
 from evomerge.checkpoint.header import CONFIG
 from evomerge.errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there, two writers of one folder are the user's to avoid.
-    fcntl = None  # type: ignore[assignment]
 
 _MARK = "made-by-evomerge.txt"
 _MARK_TEXT = "evomerge is writing a model here. If it was killed, the next run with the same target cleans up.\n"
@@ -158,8 +154,6 @@ class Target:
 
 def sync(path: Path) -> None:
     """Waits until a file, or a folder's list of names, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders.
-        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -168,9 +162,7 @@ def sync(path: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A handle that locks a folder until it is closed or its process dies; None where there are no locks."""
-    if fcntl is None:
-        return None
+    """A handle that locks a folder until it is closed or its process dies; None where the file system has no locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -118,7 +118,7 @@ def into_directory(
             for start, stop, fill in plan.pieces(job, store.operands(job)):
                 part = torch.empty(stop - start, dtype=job.info.dtype)
                 fill(part)
-                out.write_part(job.info.name, start, part)
+                out.write(job.info.name, part, start)
             return job.info.nbytes
 
         # Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes.
