@@ -1,9 +1,9 @@
-"""YAML text in, a checked pydantic model out: all faults at once, each with its place in the file.
+"""YAML text in, a checked pydantic model out: all faults at once, each with its file and line.
 
 Recipes and task files are both documents. YAML is composed into nodes first, so that every key and value
-keeps its line; pydantic then checks the plain data, and each of its errors is given back as one line that
+keeps its line; pydantic then checks the plain data, and each of its errors becomes one line that
 names the file, the line, what was expected, what was found and, for a misspelt key, the nearest known one.
-Reading never runs code from a file: only YAML's plain types are built, and aliases cannot blow up memory.
+Reading never runs code from a file: only YAML's plain types are built, and aliases cannot exhaust memory.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Strict(BaseModel):
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed document and where its parts lie.
+    """A parsed document with the line of each part.
 
     Attributes:
         name: what to call it in messages, usually its path.
         data: plain data: dicts, lists, strings, numbers, booleans, None.
         lines: the 1-based line of every location.
-        folders: where to look for what the document names by a relative path: beside it, then in the current folder.
+        folders: where relative paths in the document are resolved: beside it, then in the current folder.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Source:
         known = location
         while known and known not in self.lines:
             known = known[:-1]
-        place = spelled(location)
-        return f"{self.name}:{self.lines.get(known, 1)}: {place}{': ' if place else ''}{message}"
+        where = spelled(location)
+        return f"{self.name}:{self.lines.get(known, 1)}: {where}{': ' if where else ''}{message}"
 
 
 def spelled(location: Location) -> str:
-    """Returns a location as people write it, for example ``slices[2].sources[0].layer_range``."""
+    """Returns a location as text, for example ``slices[2].sources[0].layer_range``."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
@@ -75,7 +75,7 @@ def spelled(location: Location) -> str:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Returns ``; did you mean "weight"?``, or the known words where none is near."""
+    """Returns ``; did you mean "weight"?``, or the known words if none is close."""
     words = sorted(set(known))
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if near:
@@ -89,11 +89,73 @@ _TAGS: dict[type[yaml.Node], frozenset[str]] = {
     yaml.SequenceNode: frozenset({_TAG + "seq"}),
     yaml.ScalarNode: frozenset(_TAG + name for name in ("str", "int", "float", "bool", "null")),
 }
-"""The tags of plain data; a mapping that claims to be anything else, a Python object say, is refused."""
+"""The tags of plain data; anything else, such as a Python object, is refused."""
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """A node is not what a document may hold."""
+
+    def __init__(self, node: yaml.Node, message: str) -> None:
+        super().__init__(problem=message, problem_mark=node.start_mark)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain types, with numbers such as 1e-3 read as floats (YAML 1.1 wants a dot in them)."""
+    """Turns YAML nodes into plain data with lines; refuses bombs, cycles, repeated keys and other than plain types.
+
+    Numbers such as 1e-3 are read as floats (YAML 1.1 wants a dot in them).
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lines: dict[Location, int] = {}
+        self.count = 0
+        self.open: set[yaml.Node] = set()
+
+    def value(self, node: yaml.Node, location: Location) -> Any:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise _Refused(node, f"more than {MAX_NODES:,} values once aliases are expanded; write it out")
+        if node in self.open:
+            raise _Refused(node, "an alias that contains itself; write the value out")
+        if node.tag not in _TAGS[type(node)]:
+            tag = str(node.tag).replace(_TAG, "!!")
+            raise _Refused(node, f"the tag {tag} is not plain data; write text, numbers, lists and mappings")
+        self.lines.setdefault(location, node.start_mark.line + 1)
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return self.construct_object(node)
+            except (ValueError, LookupError, OverflowError) as fault:
+                # PyYAML trusts a tag such as !!bool, and fails on the text.
+                kind = str(node.tag).removeprefix(_TAG)
+                text = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+                raise _Refused(node, f'"{text}" cannot be read as {kind}: {fault}') from None
+        self.open.add(node)
+        if isinstance(node, yaml.SequenceNode):
+            made: Any = [self.value(child, (*location, i)) for i, child in enumerate(node.value)]
+        else:
+            made = self.mapping(node, location)
+        self.open.discard(node)
+        return made
+
+    def mapping(self, node: yaml.Node, location: Location) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key_node, child in node.value:
+            if key_node.tag == _TAG + "merge":
+                for one in child.value if isinstance(child, yaml.SequenceNode) else [child]:
+                    part = self.value(one, location)
+                    if not isinstance(part, dict):
+                        raise _Refused(key_node, "'<<' merges mappings; this is not one")
+                    merged = {**part, **merged}
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _Refused(key_node, "a key must be plain text")
+            key = str(key_node.value)
+            if key in own:
+                raise _Refused(key_node, f'the key "{key}" is repeated; keep one')
+            self.lines[(*location, key)] = key_node.start_mark.line + 1
+            own[key] = self.value(child, (*location, key))
+        return {**merged, **own}
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -106,79 +168,16 @@ _Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
 class _Dumper(yaml.SafeDumper):
-    """The same for writing: text such as 1e-3 is put in quotes."""
+    """The same for writing: text such as 1e-3 is quoted."""
 
 
 _Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
 def to_yaml(data: Any) -> str:
-    """Returns plain data as YAML that `parse` reads back as it was."""
+    """Returns plain data as YAML that `parse` reads back unchanged."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
     return text
-
-
-class _Composer:
-    """Turns a tree of YAML nodes into plain data, with lines; refuses bombs, cycles and repeated keys."""
-
-    def __init__(self, loader: _Loader, name: str, error: type[DocumentError]) -> None:
-        self.loader = loader
-        self.name = name
-        self.error = error
-        self.lines: dict[Location, int] = {}
-        self.count = 0
-        self.open: set[int] = set()
-
-    def refuse(self, node: yaml.Node, message: str) -> DocumentError:
-        line = node.start_mark.line + 1 if node.start_mark else 1
-        return self.error([f"{self.name}:{line}: {message}"])
-
-    def value(self, node: yaml.Node, location: Location) -> Any:
-        self.count += 1
-        if self.count > MAX_NODES:
-            raise self.refuse(node, f"more than {MAX_NODES:,} values once aliases are expanded; write it out")
-        if id(node) in self.open:
-            raise self.refuse(node, "an alias that contains itself; write the value out")
-        if node.tag not in _TAGS[type(node)]:
-            tag = str(node.tag).replace(_TAG, "!!")
-            raise self.refuse(node, f"the tag {tag} is not plain data; write text, numbers, lists and mappings")
-        self.lines.setdefault(location, node.start_mark.line + 1)
-        if isinstance(node, yaml.ScalarNode):
-            try:
-                return self.loader.construct_object(node)
-            except (ValueError, LookupError, OverflowError) as fault:
-                # PyYAML takes a tag such as !!bool at its word, and falls over the text.
-                kind = str(node.tag).removeprefix(_TAG)
-                text = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
-                raise self.refuse(node, f'"{text}" cannot be read as {kind}: {fault}') from None
-        self.open.add(id(node))
-        try:
-            if isinstance(node, yaml.SequenceNode):
-                return [self.value(child, (*location, i)) for i, child in enumerate(node.value)]
-            return self.mapping(node, location)
-        finally:
-            self.open.discard(id(node))
-
-    def mapping(self, node: yaml.Node, location: Location) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        for key_node, child in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                several = child.value if isinstance(child, yaml.SequenceNode) else [child]
-                for one in several:
-                    part = self.value(one, location)
-                    if not isinstance(part, dict):
-                        raise self.refuse(key_node, "'<<' merges mappings; this is not one")
-                    merged = {**part, **merged}
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self.refuse(key_node, "a key must be plain text")
-            key = str(key_node.value)
-            if key in own:
-                raise self.refuse(key_node, f'key "{key}" stands twice; keep one')
-            self.lines[(*location, key)] = key_node.start_mark.line + 1
-            own[key] = self.value(child, (*location, key))
-        return {**merged, **own}
 
 
 def parse(text: str, name: str, error: type[DocumentError] = DocumentError) -> Source:
@@ -190,37 +189,32 @@ def parse(text: str, name: str, error: type[DocumentError] = DocumentError) -> S
         error: the kind of error to raise.
 
     Raises:
-        DocumentError: (as `error`) where it is not YAML, too large, holds a tag that would run code, a
-            repeated key, or an alias that grows without bound.
+        DocumentError: (as `error`) it is not YAML or too large, or holds a tag that would run code, a
+            repeated key, or aliases that expand to too much.
     """
     if len(text) > MAX_BYTES:
         raise error([f"{name}:1: {len(text):,} characters; a document has at most {MAX_BYTES:,}"])
-    loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        composer = _Composer(loader, name, error)
-        data = composer.value(node, ()) if node is not None else {}
+        data = loader.value(node, ()) if node is not None else {}
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
-        line = mark.line + 1 if mark else 1
-        raise error([f"{name}:{line}: not YAML that can be read: {fault.problem}"]) from None
+        line, what = mark.line + 1 if mark else 1, "" if isinstance(fault, _Refused) else "not valid YAML: "
+        raise error([f"{name}:{line}: {what}{fault.problem}"]) from None
     except yaml.reader.ReaderError as fault:
         line, found = text.count("\n", 0, fault.position) + 1, f"U+{ord(text[fault.position]):04X}"
-        raise error([f"{name}:{line}: not YAML that can be read: the character {found} is not text"]) from None
+        raise error([f"{name}:{line}: not valid YAML: the character {found} is not text"]) from None
     except RecursionError:
         raise error([f"{name}:1: nested too deeply; a document has a few levels"]) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
-    return Source(name, data, composer.lines)
+    return Source(name, data, loader.lines)
 
 
 def read(path: Path, error: type[DocumentError] = DocumentError) -> Source:
     """Returns the parsed file `path`; see `parse`.
 
     Raises:
-        DocumentError: (as `error`) where the file is missing, unreadable or not UTF-8, or as `parse`.
+        DocumentError: (as `error`) the file is missing, unreadable or not UTF-8, or as `parse`.
     """
     try:
         with path.open("rb") as file:
@@ -229,12 +223,10 @@ def read(path: Path, error: type[DocumentError] = DocumentError) -> Source:
             raise error([f"{path}:1: longer than a document, which has at most {MAX_BYTES:,} bytes"])
         source = parse(data.decode(), str(path), error)
         return dataclasses.replace(source, folders=tuple(dict.fromkeys([path.parent, *HERE])))
-    except OSError as fault:
-        raise error([f"{path}: cannot be read: {fault.strerror or fault}"]) from None
     except UnicodeDecodeError as fault:
         raise error([f"{path}: not UTF-8 text (byte {fault.start}); is it the right file?"]) from None
-    except ValueError as fault:  # a path with a NUL
-        raise error([f"{str(path)!r}: cannot be read: {fault}"]) from None
+    except (OSError, ValueError) as fault:  # ValueError: a path with a null character
+        raise error([f"{path}: cannot be read: {getattr(fault, 'strerror', None) or fault}"]) from None
 
 
 def validate(source: Source, model: type[M], error: type[DocumentError] = DocumentError) -> M:
@@ -248,36 +240,30 @@ def validate(source: Source, model: type[M], error: type[DocumentError] = Docume
         raise error([source.fault((), f"expected a mapping of keys to values, found a {found}")])
     try:
         return model.model_validate(source.data)
-    except ValidationError as faults:
-        found_at = [fault["loc"] for fault in faults.errors()]
-        lines = dict.fromkeys(
-            _fault_line(source, model, fault)
-            for fault in faults.errors()
-            # pydantic also counts a list's faulty members as missing: the fault inside says enough.
-            if fault["type"] != "too_short" or not any(_inside(loc, fault["loc"]) for loc in found_at)
-        )
-        raise error(list(lines)) from None
+    except ValidationError as failure:
+        faults = failure.errors()
+        inner = {fault["loc"][:end] for fault in faults for end in range(len(fault["loc"]))}
+        # pydantic also counts a list's faulty members as missing: the fault inside says enough.
+        told = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
+        raise error(list(dict.fromkeys(_fault_line(source, model, fault) for fault in told))) from None
 
 
 def _fault_line(source: Source, model: type[BaseModel], fault: Any) -> str:
-    """Returns our line for one of pydantic's errors."""
+    """Returns one of pydantic's errors as a line of text."""
     kind, found, context = fault["type"], fault.get("input"), fault.get("ctx", {})
     location = _in_document(source.data, fault["loc"])
     if kind == "missing" and isinstance(fault["loc"][-1], int):
-        kind, found = "too_short", list(found)
-        context = {"min_length": fault["loc"][-1] + 1}
+        kind, found, context = "too_short", list(found), {"min_length": fault["loc"][-1] + 1}
     if kind == "missing":
         return source.fault(location, f'"{fault["loc"][-1]}" is missing; add it')
     if kind == "extra_forbidden":
-        key = str(location[-1])
         known = [name for parent in _models_at(model, location[:-1]) for name in parent.model_fields]
-        return source.fault(location, f'unknown key "{key}"{suggestion(key, known)}')
+        return source.fault(location, f'unknown key "{location[-1]}"{suggestion(str(location[-1]), known)}')
     message = str(fault["msg"]).removeprefix("Value error, ")
     if kind == "model_type":
-        needed = [
-            name for one in _models_at(model, location) for name, key in one.model_fields.items() if key.is_required()
-        ]
-        context = {"keys": " with " + " and ".join(f'"{name}"' for name in needed) if needed else ""}
+        fields = [field for one in _models_at(model, location) for field in one.model_fields.items()]
+        needed = " and ".join(f'"{name}"' for name, field in fields if field.is_required())
+        context = {"keys": f" with {needed}" if needed else ""}
     expected = _EXPECTED.get(kind) or message.partition("Input should be ")[2]
     if expected:
         message = f"expected {expected.format(**context)}, found {shown(found)}"
@@ -303,7 +289,7 @@ _EXPECTED = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
 }
-"""What pydantic expects, in the words of those who write YAML and not Python, by the kind of its errors."""
+"""What pydantic expects, by the type of its error, in words for those who write YAML and not Python."""
 
 
 def shown(value: Any) -> str:
@@ -314,12 +300,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _inside(loc: Location, outer: Location) -> bool:
-    return len(loc) > len(outer) and loc[: len(outer)] == outer
-
-
 def _in_document(data: Any, loc: Location) -> Location:
-    """Returns pydantic's location without what is not in the document, such as names of union members."""
+    """Returns pydantic's location without parts that are not in the document, such as names of union members."""
     kept: list[str | int] = []
     for part in loc:
         inside_dict = isinstance(data, dict) and part in data
@@ -333,10 +315,8 @@ def _models_at(model: type[BaseModel], location: Location) -> list[type[BaseMode
     """Returns the models that may describe the mapping at `location`."""
     current: list[type[BaseModel]] = [model]
     for part in location:
-        if isinstance(part, str):
-            fields = [found for one in current for key, found in one.model_fields.items() if key == part]
-            if fields:
-                current = [found for field in fields for found in _models_in(field.annotation)]
+        fields = [one.model_fields[part] for one in current if part in one.model_fields]
+        current = [found for field in fields for found in _models_in(field.annotation)] or current
     return current
 
 

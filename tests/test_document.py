@@ -147,7 +147,7 @@ def test_keys_are_text_and_merge_keys_merge():
 
 
 def test_a_repeated_key_is_refused_with_its_line():
-    assert refused("a: 1\nb:\n  c: 1\n  c: 2\n") == 'a.yaml:4: key "c" stands twice; keep one'
+    assert refused("a: 1\nb:\n  c: 1\n  c: 2\n") == 'a.yaml:4: the key "c" is repeated; keep one'
 
 
 def test_a_yaml_bomb_is_refused_before_it_takes_memory():
