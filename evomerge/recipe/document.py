@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +11,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import RecipeError
-from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice, TokensName
+from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice, TokensName, exactly_one
 from evomerge.recipe.tokens import TokenizerSection
 from evomerge.recipe.values import Hole, Number
 
@@ -82,6 +80,10 @@ class SearchSettings(Strict):
         return self
 
 
+_NOWHERE = Source("recipe", {}, {})
+_MODEL_KEYS = frozenset({"model", "base_model", "language_of"})
+
+
 class Recipe(Strict):
     """A merge recipe in mergekit's vocabulary; a search recipe where it has holes.
 
@@ -93,7 +95,7 @@ class Recipe(Strict):
         modules: parts of the model, each with one of the two.
         component: the part of a larger model that is merged, where it is not the whole.
         parameters: values for all models, where they do not have their own.
-        dtype: what the result is stored in; the base's own where unset.
+        dtype: what the result is stored in; the base's own if unset.
         out_dtype: what the result is stored in, ahead of `dtype` (in which mergekit also computes).
         tokenizer_source: the vocabulary of the result: ``base``, ``union`` or a model; short for `tokenizer`.
         tokenizer: the vocabulary of the result, and where its tokens' embeddings come from.
@@ -120,15 +122,11 @@ class Recipe(Strict):
     tasks: tuple[TaskEntry, ...] = ()
     search: SearchSettings | None = None
 
-    _source: Source | None = PrivateAttr(default=None)
+    _source: Source = PrivateAttr(default=_NOWHERE)
 
     @model_validator(mode="after")
     def _one_form(self) -> Recipe:
-        forms = {"models": self.models, "slices": self.slices, "modules": self.modules}
-        given = [name for name, form in forms.items() if form is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ValueError(f'a recipe has exactly one of "models", "slices" and "modules", found {found}')
+        exactly_one(self, "models", "slices", "modules")
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError('tokenizer_source is short for "tokenizer: {source: ...}"; a recipe has one of the two')
         return self
@@ -159,30 +157,30 @@ class Recipe(Strict):
 
     @property
     def folders(self) -> Sequence[Path]:
-        """Where local paths are looked for: beside the recipe's file, then in the current folder."""
-        return (self._source or _NOWHERE).folders
+        """Where relative paths are resolved: beside the recipe's file, then in the current folder."""
+        return self._source.folders
 
     def fault(self, location: Location, message: str) -> str:
-        """Returns a fault's line, with the file and line where `location` lies."""
-        return (self._source or _NOWHERE).fault(location, message)
+        """Returns a fault with the file and line of `location`."""
+        return self._source.fault(location, message)
 
     def model_faults(self, name: str, error: Exception) -> list[str]:
-        """Returns the lines of what is wrong with a model, with the place where the recipe first names it."""
-        places = (place for place, part in _parts(self, ()) if part == name and place[-1] in _MODEL_KEYS)
-        place = next(places, ())
+        """Returns the lines of what is wrong with a model, each with the line where the recipe first names it."""
+        named = (location for location, part in _parts(self, ()) if part == name and location[-1] in _MODEL_KEYS)
+        location = next(named, ())
         lines = str(error).splitlines()
-        if self._source is None:
+        if self._source is _NOWHERE:
             return lines
-        return [self.fault(place, line if line.startswith(name) else f"{name}: {line}") for line in lines]
+        return [self.fault(location, line if line.startswith(name) else f"{name}: {line}") for line in lines]
 
     def modules_by_place(self) -> dict[Location, Module]:
-        """Returns every module with its place; a recipe of models or slices is one module, at ``()``."""
+        """Returns every module by its location; a recipe of models or slices is one module, at ``()``."""
         if self.modules is not None:
             return {("modules", name): module for name, module in self.modules.items()}
         return {(): Module(models=self.models, slices=self.slices)}
 
     def vocabulary(self) -> TokenizerSection | None:
-        """Returns what the recipe says of the result's vocabulary, in either form; None where it says nothing."""
+        """Returns the recipe's tokenizer section, in either form; None if it has none."""
         if self.tokenizer_source is not None:
             return TokenizerSection(source=self.tokenizer_source)
         return self.tokenizer
@@ -195,9 +193,9 @@ class Recipe(Strict):
         return tuple(dict.fromkeys([*self.parents(), *bases, *filter(None, (self.base_model, whole))]))
 
     def parents(self) -> tuple[str, ...]:
-        """Returns the models that are merged, once each: those listed, a base only where it is listed too.
+        """Returns the models that are merged, once each: those listed, a base only if it is listed too.
 
-        slerp and its like list one end as the base alone: it is a parent all the same, see `build`.
+        slerp and similar methods name one end as the base alone; the merge counts it as a parent all the same.
         """
         return tuple(dict.fromkeys(name for module in self.modules_by_place().values() for name in module.listed()))
 
@@ -205,33 +203,33 @@ class Recipe(Strict):
         return isinstance(other, Recipe) and self.as_data() == other.as_data()
 
     def __hash__(self) -> int:
-        return hash(self.content_hash())
+        return hash(self.parents())
 
     def holes(self) -> dict[Location, Hole]:
-        """Returns every hole with its place in the document, in the document's order."""
-        return {place: part for place, part in _parts(self, ()) if isinstance(part, Hole)}
+        """Returns every hole by its location, in the document's order."""
+        return {location: part for location, part in _parts(self, ()) if isinstance(part, Hole)}
 
     def fill(self, values: Mapping[Location, Number | tuple[Number, ...]]) -> Recipe:
-        """Returns the recipe with numbers, or gradients, in place of the holes at the given places.
+        """Returns the recipe with numbers, or gradients, instead of the holes at the given locations.
 
         Raises:
-            KeyError: no hole lies at one of the places.
+            KeyError: there is no hole at one of the locations.
         """
         unknown = set(values) - set(self.holes())
         if unknown:
-            raise KeyError(f"no hole at {', '.join(sorted(document.spelled(place) for place in unknown))}")
-        filled: Recipe = _filled(self, (), values)
-        filled._source = self._source
+            raise KeyError(f"no hole at {', '.join(sorted(map(document.spelled, unknown)))}")
+        filled = self
+        for location, value in values.items():
+            filled = _replaced(filled, location, value)
         return filled
 
     def structure(self) -> Hashable:
-        """Returns what is equal for recipes that differ in nothing but the numbers of their parameters."""
+        """Returns a value that is equal for recipes that differ only in the numbers of their parameters."""
         return _structure(self.as_data(), numbers=False)
 
     def merge_only(self) -> Recipe:
         """Returns the recipe without its tasks and search: what says how to make the model."""
-        data = self.as_data()
-        kept = Recipe.model_validate({k: v for k, v in data.items() if k not in ("tasks", "search")})
+        kept = Recipe.model_validate({k: v for k, v in self.as_data().items() if k not in ("tasks", "search")})
         kept._source = self._source
         return kept
 
@@ -241,8 +239,7 @@ class Recipe(Strict):
 
     def as_data(self) -> dict[str, Any]:
         """Returns the document as plain dicts, lists, numbers and strings; only what was given."""
-        data: dict[str, Any] = _plain(self.model_dump(mode="python", exclude_unset=True))
-        return data
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def to_yaml(self, comment: str = "") -> str:
         """Returns the document as YAML; `comment`'s lines come first, each behind ``#``.
@@ -252,18 +249,9 @@ class Recipe(Strict):
         head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
         return head + document.to_yaml(self.as_data())
 
-    def content_hash(self) -> str:
-        """Returns 64 hex digits that change with what the recipe says, not with its layout or comments."""
-        text = json.dumps(self.as_data(), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-_NOWHERE = Source("recipe", {}, {})
-_MODEL_KEYS = frozenset({"model", "base_model", "language_of"})
-
 
 def _parts(value: Any, location: Location) -> Iterator[tuple[Location, Any]]:
-    """Yields every hole and every plain value with its place."""
+    """Yields every hole and every plain value with its location."""
     if isinstance(value, Strict) and not isinstance(value, Hole):
         for name in type(value).model_fields:
             yield from _parts(getattr(value, name), (*location, name))
@@ -277,22 +265,16 @@ def _parts(value: Any, location: Location) -> Iterator[tuple[Location, Any]]:
         yield location, value
 
 
-def _filled(value: Any, location: Location, values: Mapping[Location, Any]) -> Any:
-    """Returns a part of a recipe with its holes filled: parts without any are shared, and nothing is checked again."""
-    if isinstance(value, Hole):
-        return values.get(location, value)
-    if isinstance(value, Strict):
-        parts = {name: getattr(value, name) for name in value.model_fields_set}
-        filled = {name: _filled(part, (*location, name), values) for name, part in parts.items()}
-        changed = {name: part for name, part in filled.items() if part is not parts[name]}
-        return value.model_copy(update=changed) if changed else value
-    if isinstance(value, dict):
-        pairs = {key: _filled(part, (*location, key), values) for key, part in value.items()}
-        return pairs if any(part is not value[key] for key, part in pairs.items()) else value
-    if isinstance(value, tuple):
-        items = tuple(_filled(part, (*location, i), values) for i, part in enumerate(value))
-        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
-    return value
+def _replaced(whole: Any, location: Location, value: Any) -> Any:
+    """Returns `whole` with `value` at `location`; other parts are shared, and nothing is validated again."""
+    if not location:
+        return value
+    key, rest = location[0], location[1:]
+    if isinstance(whole, Strict):
+        return whole.model_copy(update={str(key): _replaced(getattr(whole, str(key)), rest, value)})
+    if isinstance(whole, dict):
+        return {**whole, key: _replaced(whole[key], rest, value)}
+    return tuple(_replaced(part, rest, value) if i == key else part for i, part in enumerate(whole))
 
 
 def _structure(data: Any, *, numbers: bool) -> Hashable:
@@ -303,11 +285,3 @@ def _structure(data: Any, *, numbers: bool) -> Hashable:
         parts = tuple(_structure(part, numbers=numbers) for part in data)
         return parts if not numbers or any(part is not None for part in parts) else None
     return None if numbers and isinstance(data, bool | int | float) else data
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from evomerge.document import Strict, shown, suggestion
+from evomerge.document import Location, Strict, shown, suggestion
 from evomerge.recipe.values import Value
 
 _PATH_KEYS = ("path", "revision")
@@ -27,7 +27,7 @@ def _path(raw: Any) -> str:
 
 
 def _model_name(raw: Any, info: ValidationInfo) -> Any:
-    """Returns a model as text, under its other name where the context has one, see `Recipe.with_models`."""
+    """Returns a model as text, renamed by the context if there is one, see `Recipe.with_models`."""
     text = _model_text(raw)
     return info.context(text) if info.context and isinstance(text, str) else text
 
@@ -37,14 +37,14 @@ def _tokens_name(raw: Any, info: ValidationInfo) -> Any:
 
 
 def _model_text(raw: Any) -> Any:
-    """Returns a model as text, where it is given as a mapping of its parts, as mergekit writes some."""
+    """Returns a model as text, also if it is given as a mapping of its parts, as mergekit allows."""
     if not isinstance(raw, dict):
         return raw
     if "path" in raw:
         return _path(raw)
     if "model" not in raw:
         raise ValueError(f'expected "model" or "path" in it, found {", ".join(map(str, raw)) or "nothing"}')
-    # override_architecture picks mergekit's list of tensors; here the tensors' own names say all.
+    # override_architecture picks mergekit's list of tensors; here the tensors' own names suffice.
     _check_keys(raw, _MODEL_KEYS)
     adapter = raw.get("lora")
     return _path(raw["model"]) + (f"+{_path(adapter)}" if adapter is not None else "")
@@ -63,12 +63,19 @@ TokensName = Annotated[str, BeforeValidator(_tokens_name)]
 """Whose vocabulary: ``base``, ``union``, or a model."""
 
 
-def _section(raw: Any) -> Any:
-    return {} if raw is None else raw
+NoneIsEmpty = BeforeValidator(lambda raw: {} if raw is None else raw)
+"""Reads a key with nothing after it as an empty mapping."""
+
+Section = Annotated[dict[str, Value], NoneIsEmpty]
+"""Parameters by name."""
 
 
-Section = Annotated[dict[str, Value], BeforeValidator(_section)]
-"""Parameters by name; ``parameters:`` with nothing behind it is an empty one."""
+def exactly_one(section: Strict, *keys: str) -> None:
+    """Raises ValueError unless exactly one of `keys` is given in `section`."""
+    given = [key for key in keys if getattr(section, key) is not None]
+    if len(given) != 1:
+        listed = ", ".join(f'"{key}"' for key in keys[:-1]) + f' and "{keys[-1]}"'
+        raise ValueError(f"expected exactly one of {listed}, found {' and '.join(given) or 'none of them'}")
 
 
 class ModelEntry(Strict):
@@ -89,18 +96,18 @@ class LayerSource(Strict):
     def _ordered(self) -> LayerSource:
         first, end = self.layer_range
         if not 0 <= first < end:
-            raise ValueError(f"layer_range is [{first}, {end}]; it goes from 0 or more to a higher number")
+            raise ValueError(f"layer_range is [{first}, {end}]; it must go from 0 or more to a higher number")
         return self
 
 
 class Slice(Strict):
-    """Layers of the result: the merge of its sources' layers, which are equally many.
+    """Layers of the result: the merge of its sources' layers; each source has the same number.
 
     Attributes:
         sources: the layers that are merged.
-        base_model: takes the place of the recipe's.
-        parameters: values for all sources, where they do not have their own.
-        residual_weight: read and without effect, as in mergekit.
+        base_model: overrides the recipe's.
+        parameters: values for all sources that do not have their own.
+        residual_weight: accepted and ignored, as in mergekit.
     """
 
     sources: tuple[LayerSource, ...] = Field(min_length=1)
@@ -112,7 +119,7 @@ class Slice(Strict):
     def _equal_lengths(self) -> Slice:
         lengths = [source.layer_range[1] - source.layer_range[0] for source in self.sources]
         if len(set(lengths)) > 1:
-            raise ValueError(f"its sources have {lengths} layers; give each equally many")
+            raise ValueError(f"its sources have {lengths} layers; give each the same number")
         return self
 
     @property
@@ -128,7 +135,7 @@ class Module(Strict):
     Attributes:
         models: the models of a merge over all layers; or
         slices: the layers of the result from the first to the last.
-        parameters: values for all of it, where models and slices do not have their own.
+        parameters: values for all models and slices that do not have their own.
     """
 
     models: tuple[ModelEntry, ...] | None = Field(default=None, min_length=1)
@@ -137,27 +144,25 @@ class Module(Strict):
 
     @model_validator(mode="after")
     def _one_form(self) -> Module:
-        if (self.models is None) == (self.slices is None):
-            found = "neither" if self.models is None else "both"
-            raise ValueError(f'a module has exactly one of "models" and "slices", found {found}')
+        exactly_one(self, "models", "slices")
         return self
 
     def listed(self) -> tuple[str, ...]:
-        """Returns every model that is merged here, in order, as often as it is listed."""
+        """Returns every model that is merged here, in order, with repetitions."""
         if self.models is not None:
             return tuple(entry.model for entry in self.models)
         return tuple(source.model for part in self.slices or () for source in part.sources)
 
-    def depth_at(self, place: tuple[str | int, ...], depth: int) -> int | None:
-        """Returns how many layers a value at `place` in this module spreads over; None where its slices differ.
+    def depth_at(self, location: Location, depth: int) -> int | None:
+        """Returns the number of layers that a value at `location` in this module spans; None if its slices differ.
 
         Args:
-            place: keys and indices, from the module on.
-            depth: the layers of the models where they are merged whole.
+            location: keys and indices, starting from the module.
+            depth: the number of layers of the models if they are merged whole.
         """
         if self.slices is None:
             return depth
-        if place[:1] == ("slices",) and isinstance(place[1], int):
-            return self.slices[place[1]].num_layers
+        if location[:1] == ("slices",) and isinstance(location[1], int):
+            return self.slices[location[1]].num_layers
         lengths = {part.num_layers for part in self.slices}
         return lengths.pop() if len(lengths) == 1 else None

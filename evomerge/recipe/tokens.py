@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from evomerge.document import Strict
-from evomerge.recipe.sources import ModelName, TokensName
+from evomerge.recipe.sources import ModelName, NoneIsEmpty, TokensName, exactly_one
 
 
 class ModelToken(Strict):
-    """The embedding of one token of a model: of `token`, or of the one with the number `token_id`."""
+    """The embedding of one token of a model: the text `token`, or the number `token_id`."""
 
     kind: Literal["model_token"]
     model: ModelName
@@ -20,9 +20,7 @@ class ModelToken(Strict):
 
     @model_validator(mode="after")
     def _one_of(self) -> ModelToken:
-        if (self.token is None) == (self.token_id is None):
-            found = "neither" if self.token is None else "both"
-            raise ValueError(f'exactly one of "token" and "token_id" says which token, found {found}')
+        exactly_one(self, "token", "token_id")
         return self
 
 
@@ -49,9 +47,9 @@ class TokenEntry(Strict):
     """Where one token's embedding comes from.
 
     Attributes:
-        source: a model, whose embedding of this token it is; a token of a model; or zeros. Without one, the rule
-            for tokens that are not listed.
-        force: whether it is every model's, and not only of those that lack the token.
+        source: a model, which gives its embedding of this token; a token of a model; or zeros. By default, as for
+            tokens that are not listed.
+        force: whether all models take it, not only those that lack the token.
     """
 
     source: TokenSource | None = None
@@ -60,12 +58,8 @@ class TokenEntry(Strict):
     @model_validator(mode="after")
     def _sourced(self) -> TokenEntry:
         if self.force and self.source is None:
-            raise ValueError('force needs a "source" that is forced on all models')
+            raise ValueError('force needs a "source", which all models then use')
         return self
-
-
-def _tokens(raw: Any) -> Any:
-    return {} if raw is None else raw
 
 
 class TokenizerSection(Strict):
@@ -73,10 +67,10 @@ class TokenizerSection(Strict):
 
     Attributes:
         source: ``base``, ``union``, or a model.
-        tokens: where the embeddings of single tokens come from; one that is in no vocabulary is added.
-        pad_to_multiple_of: the number of rows of the embeddings is rounded up to a multiple of it.
+        tokens: where the embeddings of single tokens come from; a token that no vocabulary has is added.
+        pad_to_multiple_of: the embeddings' number of rows is rounded up to a multiple of it.
     """
 
     source: TokensName = "union"
-    tokens: Annotated[dict[str, TokenEntry], BeforeValidator(_tokens)] = Field(default_factory=dict)
+    tokens: Annotated[dict[str, TokenEntry], NoneIsEmpty] = Field(default_factory=dict)
     pad_to_multiple_of: int | None = Field(default=None, ge=1)

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeGuard
 
-from pydantic import BeforeValidator, Discriminator, PlainValidator, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, model_validator
 
 from evomerge.document import Strict, shown
 
 Number = bool | int | float
 
 MOST_LAYERS = 10_000
-"""More numbers along the depth are refused before memory is asked for them: no model is so deep."""
+"""More numbers along the depth are refused before memory is allocated for them: no model is so deep."""
 
 
 class Hole(Strict):
@@ -22,9 +22,9 @@ class Hole(Strict):
 
     Attributes:
         search: the lowest and the highest value, both inclusive.
-        init: where the search starts; by default where the merge is the parents' mean.
+        init: where the search starts; by default where the merge is the mean of the parents.
         log: search the logarithm of the number; `low` must then be above 0.
-        layers: that many numbers along the depth instead of one.
+        layers: search that many numbers along the depth instead of one.
         interpolate: with `layers`: points of a gradient that is interpolated linearly along the depth.
             Without it, one number for each of `layers` equal groups of layers.
     """
@@ -32,7 +32,7 @@ class Hole(Strict):
     search: tuple[float, float]
     init: float | None = None
     log: bool = False
-    layers: int | None = None
+    layers: int | None = Field(default=None, ge=1, le=MOST_LAYERS)
     interpolate: bool = False
 
     @model_validator(mode="after")
@@ -46,32 +46,31 @@ class Hole(Strict):
             raise ValueError(f"log needs search to start above 0, found {low:g}")
         if self.log and not math.isfinite(high / low):
             raise ValueError(f"search is [{low:g}, {high:g}], too wide for its logarithm; start it higher")
-        if self.layers is not None and not 1 <= self.layers <= MOST_LAYERS:
-            raise ValueError(f"layers is {shown(self.layers)}; it is a number of layers, from 1 to {MOST_LAYERS}")
         if self.interpolate and (self.layers is None or self.layers < 2):
             raise ValueError("interpolate needs layers: 2 or more, the points between which it interpolates")
         return self
 
 
 def _kind(raw: Any) -> str:
-    """Returns which form of a value `raw` takes, so that only this form's faults are told."""
+    """Returns the form of the value `raw`, so that only the faults of this form are reported."""
     if isinstance(raw, Filtered) or (isinstance(raw, dict) and "value" in raw):
         return "choice"
     if isinstance(raw, Hole | dict):
         return "hole"
     if isinstance(raw, list | tuple):
-        rules = (Filtered, dict)
-        keyed = any(isinstance(item, rules) and not (isinstance(item, dict) and "search" in item) for item in raw)
-        return "choice" if keyed else "gradient"
+        rules = (
+            item for item in raw if isinstance(item, Filtered) or (isinstance(item, dict) and "search" not in item)
+        )
+        return "gradient" if next(rules, None) is None else "choice"
     return "number"
 
 
 def _number(raw: Any) -> Number:
-    """Returns `raw` where it is a finite number, true or false; or text that says a number, as in ``"0.5"``."""
+    """Returns `raw` if it is a finite number, true or false, or text with a number, as in ``"0.5"``."""
     if isinstance(raw, str):
         with contextlib.suppress(ValueError):
             return _number(float(raw))
-    # An integer may be too long for a float, in which all is computed.
+    # An integer may be too large for a float, in which everything is computed.
     with contextlib.suppress(OverflowError):
         if isinstance(raw, bool | int | float) and math.isfinite(raw):
             return raw
@@ -107,7 +106,7 @@ class Filtered(Strict):
 
 
 def _rules(raw: Any) -> Any:
-    """Returns a list of rules; mergekit reads a single one without the list too."""
+    """Returns a list of rules; mergekit also reads a single one without the list."""
     return [raw] if isinstance(raw, Filtered | dict) else raw
 
 
@@ -128,26 +127,26 @@ def is_choice(value: Any) -> TypeGuard[tuple[Filtered, ...]]:
 def gradient(points: Sequence[Number], t: float) -> Number:
     """Returns the value at depth `t` of a gradient, by linear interpolation between its points.
 
-    Of true and false, which have nothing between them, it is the point at or before `t`.
+    Between true and false it is the point at or before `t`.
 
     Args:
         points: at least one value; the first lies at t = 0, the last at t = 1.
         t: relative depth in [0, 1].
     """
-    place = t * (len(points) - 1)
-    nearest = round(place)
-    # t comes from a division: a point that is meant must be hit exactly, not a rounding error beside it.
-    if abs(place - nearest) < 1e-9:
+    position = t * (len(points) - 1)
+    nearest = round(position)
+    # t comes from a division: rounding must not miss a point that is meant exactly.
+    if abs(position - nearest) < 1e-9:
         return points[nearest]
-    below = math.floor(place)
+    below = math.floor(position)
     if any(isinstance(point, bool) for point in points):
         return points[below]
-    part = place - below
+    part = position - below
     return points[below] * (1 - part) + points[below + 1] * part
 
 
 def resolve(value: Value, name: str, t: float) -> Number | None:
-    """Returns what `value` is for one tensor, or None where it says nothing: no filter matches, or it is empty.
+    """Returns the value for one tensor; None if no filter matches or it is empty.
 
     Args:
         value: a value without holes.
@@ -155,17 +154,12 @@ def resolve(value: Value, name: str, t: float) -> Number | None:
         t: the tensor's relative depth in [0, 1]; 0 outside the layers.
 
     Raises:
-        TypeError: a hole is left in the value: fill the recipe first.
+        TypeError: the value has a hole: fill the recipe first.
     """
     if is_choice(value):
-        for rule in value:
-            if rule.matches(name):
-                return resolve(rule.value, name, t)
-        return None
-    if isinstance(value, Hole):
+        return next((resolve(rule.value, name, t) for rule in value if rule.matches(name)), None)
+    points = value if isinstance(value, tuple) else (value,)
+    numbers = [point for point in points if isinstance(point, Number)]
+    if len(numbers) < len(points):
         raise TypeError("a hole has no value; fill the recipe first")
-    if isinstance(value, tuple):
-        if any(isinstance(point, Hole) for point in value):
-            raise TypeError("a hole has no value; fill the recipe first")
-        return gradient([point for point in value if not isinstance(point, Hole | Filtered)], t) if value else None
-    return value
+    return gradient(numbers, t) if numbers else None

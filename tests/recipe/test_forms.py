@@ -103,11 +103,14 @@ def test_modules_have_models_or_slices_and_parameters():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("merge_method: linear\nmodules: {x: {parameters: {}}}\n", 'one of "models" and "slices", found neither'),
+        ("merge_method: linear\nmodules: {x: {parameters: {}}}\n", 'one of "models" and "slices", found none of them'),
         (MODULES + "models: [{model: a}]\n", "found models and modules"),
         (ONE + "tokenizer_source: base\ntokenizer: {}\n", "one of the two"),
         (ONE + "tokenizer: {tokens: {x: {force: true}}}\n", 'needs a "source"'),
-        (ONE + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}\n", "token, found neither"),
+        (
+            ONE + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}\n",
+            'and "token_id", found none',
+        ),
         (
             ONE + "tokenizer: {tokens: {x: {source: {kind: one}}}}\n",
             "model_token",
