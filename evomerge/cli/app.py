@@ -95,7 +95,7 @@ def search(
     device: Device = "auto",
     compute_dtype: ComputeDtype = "auto",
 ) -> None:
-    """Search for the best numbers for a recipe's holes, or resume such a search.
+    """Search for the best numbers for a recipe's holes.
 
     Every evaluation is on disk before the next begins. Stop the search with Ctrl-C, or lose power: the same command
     resumes it, and it finds the same winner as an uninterrupted search. A larger --evaluations extends a search.
