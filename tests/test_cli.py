@@ -323,7 +323,7 @@ def test_a_recipe_from_a_pipe_is_read_once(found):
         (("eval", "x" * 5000, "TASK"), 1, "no such folder"),
         (("eval", "~nobody/" + "x" * 5000, "TASK"), 1, "no such folder"),
         (("eval", "MODEL", "x" * 5000), 1, "too long"),
-        (("eval", "MODEL", "TASK", "--split", "[/x]"), 2, '"[/x]"'),
+        (("eval", "MODEL", "TASK", "--split", "[/x]"), 2, "'[/x]' is not one of 'search', 'holdout', 'both'"),
         (("check", "RECIPE", "--device", "[/x]"), 1, "[/x]"),
         (("[/x]",), 2, "[/x]"),
     ],

@@ -9,7 +9,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -188,7 +188,7 @@ def _inode(path: Path) -> int | None:
 def evaluate(
     model: Model,
     tasks: Tasks,
-    split: Annotated[str, typer.Option(help="search, holdout, or both.")] = "holdout",
+    split: Annotated[Literal["search", "holdout", "both"], typer.Option(help="The items to score.")] = "holdout",
     device: Device = "auto",
     compute_dtype: ComputeDtype = "auto",
     as_json: Annotated[
@@ -204,8 +204,6 @@ def evaluate(
     from evomerge.cli.display import fitted, scores_table
     from evomerge.cli.evaluation import evaluated
 
-    if split not in ("search", "holdout", "both"):
-        raise typer.BadParameter(f'found "{split}"; expected search, holdout or both', param_hint="--split")
     splits = ("search", "holdout") if split == "both" else (split,)
     if os.path.isfile(Path(model) / "best.yaml") and not os.path.exists(Path(model) / "config.json"):
         model = str(Path(model) / "best.yaml")
