@@ -62,7 +62,7 @@ JAMBA = {"model_type": "jamba", "num_hidden_layers": 8, "attn_layer_period": 4, 
 
 
 @pytest.mark.parametrize(("layers", "dense"), [((0, 1, 2, 3), 2), ((0, 1, 0, 1, 5), 4), ((1, 4), 1), ((3, 4), 0)])
-def test_the_number_of_first_dense_layers_is_counted_anew(layers: tuple[int, ...], dense: int) -> None:
+def test_the_number_of_first_dense_layers_is_adjusted(layers: tuple[int, ...], dense: int) -> None:
     assert stacked(DEEPSEEK, *layers)["first_k_dense_replace"] == dense
 
 
@@ -87,7 +87,7 @@ def test_every_so_many_layers_with_experts_become_a_list_of_the_others() -> None
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [((0, 1, 2, 3, 4, 5), (2, 3, -1)), ((3, 5, 0, 1), (1, 0, 1)), ((0, 1), None), ((3, 0, 5), None)],
+    [((0, 1, 2, 3, 4, 5), (2, 3, -1)), ((3, 5, 0, 1), (1, 0, 1)), ((0, 1), (2, 3, -1)), ((3, 0, 5), None)],
 )
 def test_an_interval_of_layers_with_experts(layers: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
     config = {
@@ -110,7 +110,7 @@ def test_letters_of_a_pattern_follow() -> None:
     assert stacked(config, 3, 0, 4, 3)["hybrid_override_pattern"] == "*M-*"
 
 
-def test_the_last_layers_are_counted_anew() -> None:
+def test_the_last_layers_are_adjusted() -> None:
     config = {"num_hidden_layers": 6, "num_kv_shared_layers": 2}
     assert stacked(config, 0, 1, 5)["num_kv_shared_layers"] == 1
 
@@ -122,8 +122,8 @@ def test_the_last_layers_are_counted_anew() -> None:
         ({"num_hidden_layers": 6, "num_kv_shared_layers": 2}, (5, 0), r"num_kv_shared_layers: 2.*its layers \[0\]"),
         (
             {**JAMBA, "expert_layer_period": 1, "expert_layer_offset": 0},
-            (1, 0),
-            r"attn_layer_period: 4.*its layers \[0\]",
+            (1, 1, 0),
+            r"attn_layer_period: 4.*its layers \[0, 1\]",
         ),
         (
             {"model_type": "gpt2", "n_layer": 4, "scale_attn_by_inverse_layer_idx": True},
@@ -140,3 +140,9 @@ def test_patterns_that_no_config_can_say_are_refused(config: dict[str, Any], lay
 def test_a_stack_that_keeps_the_pattern_is_taken() -> None:
     config = {**JAMBA, "expert_layer_period": 2, "expert_layer_offset": 1}
     assert stacked(config, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5) == {**config, "num_hidden_layers": 10}
+
+
+def test_a_pattern_may_begin_at_another_layer() -> None:
+    config = {**JAMBA, "expert_layer_period": 1, "expert_layer_offset": 0}
+    result = stacked(config, 1, 2, 3, 4, 5)  # With attention: 1 and 5.
+    assert (result["attn_layer_period"], result["attn_layer_offset"]) == (4, 0)

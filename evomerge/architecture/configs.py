@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
+
 from evomerge.errors import ArchitectureError
 
 T = TypeVar("T")
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""The names that a depth has."""
+"""The keys under which configs state their depth."""
 
 # Where the config of a model of several modalities keeps the language model's.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config", "thinker_config")
@@ -53,7 +55,7 @@ def parsed(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return None
-    refuse_wrong_kinds(config)
+    check_values(config)
     return made_from(config, CONFIG_MAPPING[kind].from_dict)
 
 
@@ -122,32 +124,58 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-# Entries that are numbers in every config that has them, and that are texts.
+# Entries that are numbers, or texts, in every config that has them.
 _NUMBER = re.compile(
     r"num_\w+|n_(embd|layers?|heads?|positions|inner)|head_dim|\w+_(size|eps|theta|token_id|embeddings)"
 )
-_TEXT = re.compile(r"hidden_(act|activation)|activation_function|(rope_)?type")
+_HEADS = re.compile(r"num_(attention|key_value)_heads|n_heads?")
+_ACTIVATION = re.compile(r"hidden_(act|activation)|activation_function")
+_TEXT = re.compile(rf"{_ACTIVATION.pattern}|(rope_)?type")
+# All others are looked up in transformers, whose import takes longer than many a merge.
+_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2", "quick_gelu"}
 
 
-def refuse_wrong_kinds(config: Mapping[str, Any]) -> None:
-    """Raises an ArchitectureError for a text instead of a number, or the other way round; it imports no transformers.
+def check_values(config: Mapping[str, Any]) -> None:
+    """Raises an ArchitectureError where a value of the config cannot be one of a model that runs.
 
-    Numbers of rotary embeddings are looked at too, which transformers meets only as it makes a model.
+    These are a text instead of a number or the other way round (numbers of rotary embeddings too, which transformers
+    meets only as it makes a model), no attention heads, and names of dtypes and activation functions that do not exist.
     """
-    places = [("", part) for part in parts_of(config)]
-    for _, part in tuple(places):
+    found = [("", part) for part in parts_of(config)]
+    for _, part in tuple(found):
         for key in ("rope_parameters", "rope_scaling"):
             given = part.get(key)
             # There may be one for each kind of layer.
             inside = [given, *given.values()] if isinstance(given, dict) else []
-            places += [(f"{key}.", inner) for inner in inside if isinstance(inner, dict)]
-    for prefix, part in places:
+            found += [(f"{key}.", inner) for inner in inside if isinstance(inner, dict)]
+    for prefix, part in found:
         for key, value in part.items():
-            text = bool(_TEXT.fullmatch(key))
-            wrong = isinstance(value, int | float) if text else isinstance(value, str)
-            if wrong and (text or prefix or _NUMBER.fullmatch(key)):
-                kind = "a text" if text else "a number"
-                raise ArchitectureError(f"config.json: {prefix}{key} is {_shortened(repr(value))}; expected {kind}")
+            expected = _expected(key, value, inner=bool(prefix), kind=config.get("model_type"))
+            if expected:
+                raise ArchitectureError(f"config.json: {prefix}{key} is {_shortened(repr(value))}; expected {expected}")
+
+
+def _expected(key: str, value: Any, *, inner: bool, kind: Any) -> str:
+    """What a value should be instead; "" where nothing is wrong with it."""
+    if isinstance(value, int | float):
+        if _TEXT.fullmatch(key):
+            return "a text"
+        return "1 or more" if value == 0 and _HEADS.fullmatch(key) else ""
+    if not isinstance(value, str):
+        return ""
+    if key in ("dtype", "torch_dtype"):
+        known = value == "auto" or isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
+        return "" if known else "a dtype of torch, such as bfloat16"
+    if _ACTIVATION.fullmatch(key) and value not in _ACTIVATIONS:
+        from transformers import CONFIG_MAPPING
+        from transformers.activations import ACT2FN
+
+        return (
+            "an activation function of transformers, such as silu"
+            if kind in CONFIG_MAPPING and value not in ACT2FN
+            else ""
+        )
+    return "a number" if _NUMBER.fullmatch(key) or (inner and not _TEXT.fullmatch(key)) else ""
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:

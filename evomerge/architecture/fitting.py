@@ -8,42 +8,30 @@ from typing import Any, Protocol
 from evomerge.architecture.layers import EMBEDDING, TIED_HEAD, Architecture
 
 
-class _Shaped(Protocol):
-    """A tensor's shape, as `TensorInfo` has it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
 class Tensors(Protocol):
-    """What `differences` needs of a `Checkpoint`, which lies on the same floor and is not imported.
+    """What `differences` needs of a `Checkpoint`, which is in a module of the same layer and not imported.
 
     Attributes:
         reference: how messages call it.
         config: its config.json.
-        tensors: shapes by name.
+        tensors: by name what has a shape.
     """
 
-    @property
-    def reference(self) -> str: ...  # noqa: D102
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...  # noqa: D102
-
-    @property
-    def tensors(self) -> Mapping[str, _Shaped]: ...  # noqa: D102
+    reference: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Any]
 
 
 def differences(first: Tensors, other: Tensors, *, most: int = 5) -> list[str]:
     """Sentences that say how two checkpoints do not fit together; none where they do.
 
     Names and shapes are compared; dtypes may differ. A head that only one of them stores is no difference
-    where it is tied. A different size of the vocabulary is told as such, once.
+    where it is tied. Vocabularies of different sizes are reported once.
 
     Args:
         first: a checkpoint, as the base.
         other: the one compared to it.
-        most: the most differences told; where there are more, a last sentence counts the others.
+        most: the most differences listed; where there are more, a last sentence counts the others.
 
     Raises:
         ArchitectureError: the layers of one of them cannot be found.
@@ -52,45 +40,34 @@ def differences(first: Tensors, other: Tensors, *, most: int = 5) -> list[str]:
     theirs = Architecture.of(other.config, other.tensors)
     found = []
     depth = min(ours.num_layers, theirs.num_layers)
-
-    def past(architecture: Architecture, name: str) -> bool:
-        """Whether only the deeper of the two has this tensor's layer."""
-        layer = architecture.layer_of(name)
-        return layer is not None and layer >= depth
-
     if ours.num_layers != theirs.num_layers:
         found.append(f"{first.reference} has {ours.num_layers} layers, {other.reference} has {theirs.num_layers}")
     for mine, here, your in ((first, ours, other), (other, theirs, first)):
         only = [
             name
-            for name in mine.tensors
-            if name not in your.tensors
-            and name not in here.tied
-            # What follows from a difference in depth is told already.
-            and not past(here, name)
+            for name in mine.tensors.keys() - your.tensors.keys() - here.tied
+            # What follows from a difference in depth is reported already.
+            if (layer := here.layer_of(name)) is None or layer < depth
         ]
         if only:
-            found.append(f"{mine.reference} has {_some(only)} that {your.reference} lacks")
-
-    shared = [name for name in first.tensors if name in other.tensors]
-    unequal = [name for name in shared if first.tensors[name].shape != other.tensors[name].shape]
-    vocabulary = [name for name in unequal if _vocabulary_differs(ours, name, first, other)]
-    if vocabulary:
-        name = vocabulary[0]
-        found.append(
-            f"the vocabularies differ in size: {name} has {first.tensors[name].shape[0]} rows in "
-            f"{first.reference} and {other.tensors[name].shape[0]} in {other.reference}; "
-            "say in the recipe which tokenizer to use (tokenizer_source)"
-        )
-    found += [
-        f"{name} has shape {list(first.tensors[name].shape)} in {first.reference} "
-        f"and {list(other.tensors[name].shape)} in {other.reference}"
-        for name in unequal
-        if name not in vocabulary
-    ]
-    if len(found) > most:
-        return [*found[:most], f"and {len(found) - most} more differences"]
-    return found
+            found.append(f"{mine.reference} has {_some(sorted(only))} that {your.reference} lacks")
+    vocabularies, shapes = [], []
+    for name in first.tensors:
+        mine_shape = first.tensors[name].shape
+        your_shape = other.tensors[name].shape if name in other.tensors else mine_shape
+        if mine_shape == your_shape:
+            continue
+        if _is_vocabulary(ours, name) and mine_shape[1:] == your_shape[1:]:
+            vocabularies.append(
+                f"the vocabularies differ in size: {name} has {mine_shape[0]} rows in {first.reference} and "
+                f"{your_shape[0]} in {other.reference}; say in the recipe which tokenizer to use (tokenizer_source)"
+            )
+        else:
+            shapes.append(
+                f"{name} has shape {list(mine_shape)} in {first.reference} and {list(your_shape)} in {other.reference}"
+            )
+    found += vocabularies[:1] + shapes
+    return found if len(found) <= most else [*found[:most], f"and {len(found) - most} more differences"]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -101,9 +78,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names)} tensors ({', '.join(names[:3])}{more})"
 
 
-def _vocabulary_differs(architecture: Architecture, name: str, first: Tensors, other: Tensors) -> bool:
-    """Whether a tensor is an embedding or a head, and differs in nothing but its rows."""
-    mine, your = first.tensors[name].shape, other.tensors[name].shape
-    outside = architecture.position(name) != "layers"
+def _is_vocabulary(architecture: Architecture, name: str) -> bool:
+    """Whether a tensor is an embedding or a head."""
     named = EMBEDDING.search(name) or TIED_HEAD.fullmatch(name) or "head" in name
-    return bool(outside and named and len(mine) == len(your) and mine[1:] == your[1:])
+    return bool(named) and architecture.position(name) != "layers"

@@ -26,7 +26,7 @@ class LanguagePart:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], names: Iterable[str]) -> LanguagePart:
-        """The language part that a config and the names of the tensors tell.
+        """The language part that a config and the names of the tensors describe.
 
         Args:
             config: a transformers config.json.
@@ -38,7 +38,7 @@ class LanguagePart:
         names = tuple(names)
         architecture = Architecture.of(config, names)
         text = {key: value for key, value in parts_of(config)[-1].items() if not _is_modality(key, value)}
-        # The parts tie as the whole does, which alone may say so.
+        # The whole model's config alone may say whether the head is tied.
         text["tie_word_embeddings"] = ties_head(config)
         path = architecture.stack.rpartition(".")[0].rpartition(".")[0]
         path = f"{path}." if path else ""

@@ -20,7 +20,7 @@ EMBEDDING = re.compile(r"emb|wte|\btok")
 TIED_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|output_layer|head|decoder)\.weight")
 OTHER_MODALITY = re.compile(r"vis|image|audio|speech|video|encoder|project|connector|multi_modal")
 
-# A layer's number; no name has a longer one in earnest.
+# A layer's number; no real model has a longer one.
 _NUMBER = re.compile(r"[0-9]{1,6}")
 
 
@@ -48,7 +48,7 @@ class Architecture:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], names: Iterable[str]) -> Architecture:
-        """The architecture that a config and the names of the tensors tell.
+        """The architecture that a config and the names of the tensors describe.
 
         Args:
             config: a transformers config.json.
@@ -109,8 +109,7 @@ class Architecture:
         past = _index(name, self.stack)
         if past is None or not self.num_layers:
             return name
-        _, dot, rest = name[len(self.stack) :].partition(".")
-        return f"{self.stack}{past - self.num_layers + depth}{dot}{rest}"
+        return self._numbered(name, past - self.num_layers + depth)
 
     def position(self, name: str) -> Literal["before", "layers", "after"]:
         """Where a tensor takes part: embeddings before the layers, the final norm and the head after them.
@@ -132,9 +131,11 @@ class Architecture:
         Raises:
             ArchitectureError: the tensor belongs to no layer.
         """
-        here = self.layer_of(name)
-        if here is None:
+        if self.layer_of(name) is None:
             raise ArchitectureError(f"{name} belongs to no layer; only tensors of {self.stack}N can be moved")
+        return self._numbered(name, layer)
+
+    def _numbered(self, name: str, layer: int) -> str:
         _, dot, rest = name[len(self.stack) :].partition(".")
         return f"{self.stack}{layer}{dot}{rest}"
 
@@ -144,9 +145,9 @@ def _stacks(names: Iterable[str]) -> dict[str, set[int]]:
     stacks: defaultdict[str, set[int]] = defaultdict(set)
     for name in names:
         parts = name.split(".")
-        for place, part in enumerate(parts[:-1]):
+        for i, part in enumerate(parts[:-1]):
             if _NUMBER.fullmatch(part):
-                stacks["".join(f"{before}." for before in parts[:place])].add(int(part))
+                stacks["".join(f"{before}." for before in parts[:i])].add(int(part))
                 break
     return dict(stacks)
 
@@ -165,12 +166,7 @@ def _choose(stacks: Mapping[str, set[int]], depth: int) -> str:
         )
     return min(
         fitting,
-        key=lambda stack: (
-            bool(OTHER_MODALITY.search(stack)),
-            len(stacks[stack]) != depth,
-            len(stack),
-            stack,
-        ),
+        key=lambda stack: (bool(OTHER_MODALITY.search(stack)), len(stacks[stack]) != depth, len(stack), stack),
     )
 
 

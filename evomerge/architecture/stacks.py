@@ -1,8 +1,8 @@
 """`config_of_stack`: the config of a model whose layers come from others, in an order of its own.
 
 A layer's kind (sliding or full attention, dense or with experts) is said in the config: in lists with an entry for
-each layer, which follow the layers; or in numbers that stand for a pattern (``first_k_dense_replace``), which are made
-lists where transformers knows one, else set anew, else refused.
+each layer, which follow the layers; or in numbers that stand for a pattern (``first_k_dense_replace``), which become
+lists where transformers knows one, else are adjusted, else refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from typing import Any
 
 from evomerge.architecture.configs import DEPTHS, depth_of, parsed_text, parts_of
@@ -22,15 +22,34 @@ _NOT_PER_LAYER = re.compile(r"architectures|.*token.*|.*_limit|.*section.*|.*lab
 # Texts with a letter for each layer, such as Nemotron's hybrid_override_pattern.
 _PATTERN = re.compile(r".*pattern")
 
-# The first so many layers are dense, the others have experts.
-_FIRST = ("first_k_dense_replace", "num_dense_layers", "n_dense_layers")
-# The last so many layers are of another kind.
-_LAST = ("num_kv_shared_layers",)
-# Every so many layers one is of another kind; and the name of the first such layer's index.
-_EVERY = {
-    "attn_layer_period": "attn_layer_offset",
-    "expert_layer_period": "expert_layer_offset",
-    "moe_layer_freq": "",
+
+def _first(count: int, depth: int) -> list[bool]:
+    return [i < count for i in range(depth)]
+
+
+def _last(count: int, depth: int) -> list[bool]:
+    return [i >= depth - count for i in range(depth)]
+
+
+def _every(period: int, offset: int, depth: int) -> list[bool]:
+    return [period > 0 and i % period == offset for i in range(depth)]
+
+
+def _interval(step: int, start: int, end: int, depth: int) -> list[bool]:
+    most = depth - 1 if end == -1 else end
+    return [step > 0 and (i + 1) % step == 0 and start <= i <= most for i in range(depth)]
+
+
+# Numbers that stand for a pattern: which layers of a model are of another kind than the rest, by these and its depth.
+_PATTERNS: dict[tuple[str, ...], Callable[..., list[bool]]] = {
+    ("first_k_dense_replace",): _first,
+    ("num_dense_layers",): _first,
+    ("n_dense_layers",): _first,
+    ("num_kv_shared_layers",): _last,
+    ("attn_layer_period", "attn_layer_offset"): _every,
+    ("expert_layer_period", "expert_layer_offset"): _every,
+    ("moe_layer_freq",): lambda period, depth: _every(period, 0, depth),
+    ("moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index"): _interval,
 }
 # Where one of these lists says it for each layer, the numbers have no effect.
 _LISTS = {
@@ -85,7 +104,7 @@ def config_of_stack(config: Mapping[str, Any], origins: Sequence[tuple[Mapping[s
         new = _followed(key, value, layers, depth)
         if new == value:
             continue
-        # What is the same for all layers needs no saying where it was not said.
+        # What is the same for all layers is not added where the config left it out.
         if key in text or (isinstance(new, list) and len({*map(repr, value), *map(repr, new)}) > 1):
             text[key] = new
     for part in outer:
@@ -120,7 +139,7 @@ def _followed(key: str, value: Any, layers: Sequence[_Layer], depth: int) -> Any
         return value
     indices = all(type(item) is int and 0 <= item < depth for item in value)
     if "layer" in key and indices and len(set(value)) == len(value):
-        return [place for place, layer in enumerate(layers) if layer.index in (layer.config.get(key) or ())]
+        return [i for i, layer in enumerate(layers) if layer.index in (layer.config.get(key) or ())]
     return value
 
 
@@ -139,69 +158,35 @@ def _entry(key: str, value: Any, layer: _Layer) -> Any:
 
 def _set_numbers(text: dict[str, Any], own: Mapping[str, Any], layers: Sequence[_Layer]) -> None:
     """Sets the numbers that stand for a pattern so that each layer stays what it was; refuses where none can."""
-
-    def flags(key: str, of: Callable[[_Layer, int], bool]) -> list[bool]:
-        return [of(layer, int(layer.config.get(key, own[key]))) for layer in layers]
-
-    numbers = [key for key, value in own.items() if type(value) is int and _LISTS.get(key) not in text]
-    for key in numbers:
-        if key in _FIRST:
-            first = flags(key, lambda layer, count: layer.index < count)
-            if first != sorted(first, reverse=True):
-                raise _refusal(key, own[key], "the first layers", [place for place, flag in enumerate(first) if flag])
-            _say(text, own, key, sum(first))
-        elif key in _LAST:
-            last = flags(key, lambda layer, count: layer.index >= layer.depth - count)
-            if last != sorted(last):
-                raise _refusal(key, own[key], "the last layers", [place for place, flag in enumerate(last) if flag])
-            _say(text, own, key, sum(last))
-        elif key in _EVERY and own[key] > 1:
-            offset = int(own.get(_EVERY[key], 0))
-            kept = flags(key, partial(_on_beat, offset))
-            if kept != [place % own[key] == offset for place in range(len(layers))]:
-                raise _refusal(key, own[key], "every so many layers", [i for i, flag in enumerate(kept) if flag])
-    if type(own.get("decoder_sparse_step")) is int and own["decoder_sparse_step"] > 1:
-        # The same in a list: every layer has experts but those that are named.
-        dense = flags("decoder_sparse_step", lambda layer, step: (layer.index + 1) % step != 0)
-        named = set(text.get("mlp_only_layers") or ())
+    for keys, pattern in _PATTERNS.items():
+        values = [own.get(key) or 0 for key in keys]
+        if type(own.get(keys[0])) is not int or _LISTS.get(keys[0]) in text:
+            continue
+        kinds = [
+            pattern(*(layer.config.get(key, own.get(key)) or 0 for key in keys), layer.depth)[layer.index]
+            for layer in layers
+        ]
+        marked = [i for i, kind in enumerate(kinds) if kind]
+        # Each number stays, or is a count, a step of 1, or the first or the last layer of its kind.
+        numbers = (len(marked), 1, *marked[:1], *marked[-1:])
+        options = product(*((value, *numbers) for value in values))
+        new = next((option for option in options if pattern(*option, len(layers)) == kinds), None)
+        if new is None:
+            raise _refusal(
+                keys[0], values[0], f"some layers of another kind; in this stack, these are its layers {marked}"
+            )
+        for key, number in zip(keys, new, strict=True):
+            if key in text or own.get(key) != number:
+                text[key] = number
+    step = own.get("decoder_sparse_step")
+    if type(step) is int and step > 1:
+        # The same as a list: every layer has experts but those that are named.
+        steps = [layer.config.get("decoder_sparse_step", step) for layer in layers]
+        dense = {i for i, layer in enumerate(layers) if (layer.index + 1) % steps[i]}
         text["decoder_sparse_step"] = 1
-        text["mlp_only_layers"] = [place for place, flag in enumerate(dense) if flag or place in named]
-    if type(own.get("moe_layer_interval")) is int:
-        _set_interval(text, own, layers)
+        text["mlp_only_layers"] = sorted(dense | set(text.get("mlp_only_layers") or ()))
     if own.get("scale_attn_by_inverse_layer_idx") and any(layer.index != i for i, layer in enumerate(layers)):
-        raise _refusal("scale_attn_by_inverse_layer_idx", True, "each layer by its place", [])
-
-
-def _on_beat(offset: int, layer: _Layer, period: int) -> bool:
-    return layer.index % period == offset
-
-
-def _set_interval(text: dict[str, Any], own: Mapping[str, Any], layers: Sequence[_Layer]) -> None:
-    """Sets ERNIE's three numbers: which layer of each interval has experts, from a first to a last layer."""
-    interval, start, end = (int(own.get(f"moe_layer_{name}", 0)) for name in ("interval", "start_index", "end_index"))
-    sparse = [
-        place
-        for place, layer in enumerate(layers)
-        if (layer.index + 1) % interval == 0 and start <= layer.index <= (layer.depth - 1 if end == -1 else end)
-    ]
-    if not sparse:
-        raise _refusal("moe_layer_interval", interval, "some layers", sparse)
-    if sparse == [place for place in range(sparse[0], sparse[-1] + 1) if (place + 1) % interval == 0]:
-        step = interval
-    elif sparse == list(range(sparse[0], sparse[-1] + 1)):
-        step = 1
-    else:
-        raise _refusal("moe_layer_interval", interval, "every so many layers", sparse)
-    _say(text, own, "moe_layer_interval", step)
-    _say(text, own, "moe_layer_start_index", sparse[0])
-    if not (end == -1 and sparse[-1] + step >= len(layers)):
-        _say(text, own, "moe_layer_end_index", sparse[-1])
-
-
-def _say(text: dict[str, Any], own: Mapping[str, Any], key: str, value: int) -> None:
-    """Sets a number, if only where the config says it or it is another."""
-    if key in text or own.get(key) != value:
-        text[key] = value
+        raise _refusal("scale_attn_by_inverse_layer_idx", True, "each layer depend on its index")
 
 
 def _refuse_other_kinds(
@@ -215,17 +200,16 @@ def _refuse_other_kinds(
             continue
         expected = _followed(key, before, layers, depth)
         if isinstance(expected, list) and len(expected) == len(layers) and value != expected:
-            place = next(i for i, (is_, was) in enumerate(zip(value, expected, strict=True)) if is_ != was)
+            at = next(i for i, (is_, was) in enumerate(zip(value, expected, strict=True)) if is_ != was)
             raise ArchitectureError(
-                f"layer {place} of the stack was layer {layers[place].index}, with {expected[place]!r} in {key}; but"
-                f" from the config of the stack transformers reads {value[place]!r}, and no entry of it can say"
-                " otherwise; keep layers of this kind at places where the pattern has them"
+                f"layer {at} of the stack was layer {layers[at].index}, with {expected[at]!r} in {key}; but"
+                f" from the config of the stack transformers reads {value[at]!r}, and no entry of it can say"
+                " otherwise; keep layers of this kind where the pattern has them"
             )
 
 
-def _refusal(key: str, value: object, what: str, found: list[int]) -> ArchitectureError:
-    places = f"; in this stack, these are its layers {found}" if found else ""
+def _refusal(key: str, value: object, what: str) -> ArchitectureError:
     return ArchitectureError(
-        f"config.json has {key}: {value}, which makes {what} of another kind than the others{places}, and no number "
-        "can say so; keep layers of each kind at places where the pattern has them"
+        f"config.json has {key}: {value}, which makes {what}, and no number can say so; keep layers of each kind where"
+        " the pattern has them"
     )

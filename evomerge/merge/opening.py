@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evomerge.architecture import refuse_wrong_kinds
+from evomerge.architecture import check_values
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError
 from evomerge.merge.component import language_parts
@@ -61,7 +61,7 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     for reference in recipe.references():
         try:
             opened[reference] = open_checkpoint(reference, recipe.folders)
-            refuse_wrong_kinds(opened[reference].config)
+            check_values(opened[reference].config)
         except CheckpointError as fault:
             faults += recipe.model_faults(reference, fault)
         except ArchitectureError as fault:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.architecture import parsed
+from evomerge.architecture import check_values, parsed
 from evomerge.errors import ArchitectureError
 from tests.study.search_case import write_case
 from tests.test_cli import evomerge
@@ -26,11 +26,14 @@ TEXTS: dict[str, Any] = {
     "rope_parameters.factor": "two",
     "hidden_act": 3,
 }
-UNRUNNABLE: dict[str, Any] = {
+IMPOSSIBLE: dict[str, Any] = {
     "hidden_act": "nope",
-    "pretraining_tp": "x",
     "num_attention_heads": 0,
     "num_key_value_heads": 0,
+    "dtype": "float99",
+}
+UNRUNNABLE: dict[str, Any] = {
+    "pretraining_tp": "x",
     "rope_parameters.rope_type": "bad",
 }
 
@@ -65,7 +68,7 @@ def assert_one_line(done: Any, folder: Path, key: str) -> None:
     assert f"{folder / 'base'}: config.json: {key} is " in line
 
 
-@pytest.mark.parametrize("broken", TEXTS.items(), ids=TEXTS, indirect=True)
+@pytest.mark.parametrize("broken", [*TEXTS.items(), *IMPOSSIBLE.items()], ids=str, indirect=True)
 def test_a_wrong_value_is_one_line_from_every_command(broken: tuple[Path, str], tmp_path: Path):
     recipe, key = broken
     folder = recipe.parent
@@ -93,3 +96,12 @@ def test_the_key_is_found_in_the_text_model_of_a_model_of_images():
     config["text_config"]["pretraining_tp"] = "two"
     with pytest.raises(ArchitectureError, match=r"config\.json: text_config\.pretraining_tp is 'two'"):
         parsed(config)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "torch.float16", None])
+def test_a_dtype_is_read_in_all_forms_of_it(dtype: str | None):
+    check_values({"model_type": "llama", "torch_dtype": dtype, "hidden_act": "xielu"})
+
+
+def test_functions_of_other_models_than_those_of_transformers_are_their_own():
+    check_values({"model_type": "mine", "hidden_act": "mine"})
