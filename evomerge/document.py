@@ -74,13 +74,16 @@ def spelled(location: Location) -> str:
     return text
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """Returns ``; did you mean "weight"?``, or nothing if no known word is close."""
+    near = difflib.get_close_matches(word, sorted(set(known)), n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Returns ``; did you mean "weight"?``, or the known words if none is close."""
     words = sorted(set(known))
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    if near:
-        return f'; did you mean "{near[0]}"?'
-    return f"; expected one of {', '.join(words)}" if words else ""
+    return closest(word, words) or (f"; expected one of {', '.join(words)}" if words else "")
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -267,6 +270,8 @@ def _fault_line(source: Source, model: type[BaseModel], fault: Any) -> str:
     expected = _EXPECTED.get(kind) or message.partition("Input should be ")[2]
     if expected:
         message = f"expected {expected.format(**context)}, found {shown(found)}"
+    if kind == "literal_error":
+        message += closest(str(found), context["expected"].replace(" or ", ", ").replace("'", "").split(", "))
     if kind == "string_type" and isinstance(found, int | float):
         message += "; put it in quotes"
     return source.fault(location, message)

@@ -84,7 +84,6 @@ def test_generate_items_hold_prompt_and_target_of_the_rows_asked_for(tmp_path):
     assert [item.prompt for item in one.items("holdout")] == [f"Q: {i} + {i}?\nA:" for i in range(6, 10)]
     assert {(item.messages, item.choices, item.answer) for item in items} == {((), (), -1)}
     assert (one.name, one.type, one.metric, one.pattern, one.chat) == ("task", "generate", "last_number", None, False)
-    assert Task.higher_is_better
 
 
 def test_few_shot_examples_stand_before_each_prompt(tmp_path):
@@ -310,6 +309,7 @@ system: x
     ("change", "key_words"),
     [
         (("type: generate", "type: generat"), (":1: type: ", "'generat'", 'did you mean "generate"')),
+        (("type: generate", "type: [generate]"), (":1: type: unknown type ['generate']", 'did you mean "generate"')),
         (("type: generate\n", ""), ('"type" is missing', "perplexity")),
         (("[6, 10]", "[5, 10]"), (":8: splits.holdout", "[5, 10] overlap splits.search", "[2, 6]")),
         (("[6, 10]", "{data: rows.jsonl}"), (":8: splits.holdout", "all rows overlap splits.search")),
@@ -328,7 +328,7 @@ system: x
         (("last_number", "{regex: '(a)(b)'}"), (":5: metric", "2 groups")),
         (("last_number", "{regex: '(?R)'}"), (":5: metric", "not a regular expression")),
         (("last_number", "{regx: 'a'}"), ('unknown key "regx"', 'did you mean "regex"')),
-        (("last_number", "accuracy"), ('unknown metric "accuracy"', "exact_match")),
+        (("last_number", "accuracy"), (":5: metric: expected 'exact_match'", "found 'accuracy'")),
         (("{{ answer }}", "{{ answer | uper }}"), (":4: target", "No filter named 'uper'", 'did you mean "upper"')),
         (("{{ answer }}", "{% include 'x' %}"), (":4: target", "may not use include")),
         (("{{ answer }}", ""), (":4: target", "at least 1 character")),
@@ -346,14 +346,14 @@ def test_each_fault_of_a_file_names_its_place_and_what_to_do(tmp_path, change, k
 @pytest.mark.parametrize(
     ("change", "key_words"),
     [
-        (('"{{ options }}"', "[one]"), (":4: choices", "1 choices", "two or more")),
-        (('"{{ options }}"', "[yes, no]"), (":4: choices", "True", "quotation marks")),
+        (('"{{ options }}"', "[one]"), (":4: choices", "a list of at least 2, found ['one']")),
+        (('"{{ options }}"', "[yes, no]"), (":4: choices[0]", "expected text, found true; put it in quotes")),
         (('"{{ options }}"', '["{{ a", b]'), (":4: choices[0]", "not a valid template")),
         (('"{{ options }}"', "question"), ("choices", "row 0", "expected a list", "fromjson")),
         (('"{{ options }}"', "optoins"), ("choices", "row 0", "optoins")),
         (("{{ label }}", "{{ 5 }}"), (":5: answer", "is 5", "from 0 to 1")),
         (("{{ label }}", "green"), (":5: answer", "'green'", "a letter from A to B", "'red'")),
-        (("{{ label }}", "{{ none }}"), (":5: answer", "None")),
+        (("{{ label }}", "{{ none }}"), (":5: answer", "is nothing; expected an index")),
         (("splits", "few_shot: {rows: [2, 3], target: x}\nsplits"), ("few_shot.target", "multiple_choice")),
         (("splits", "target: x\nsplits"), ("target", "generate or perplexity", "this is multiple_choice")),
     ],
@@ -378,8 +378,8 @@ def test_an_answer_with_two_meanings_is_refused(tmp_path, label):
     ("options", "key_words"),
     [
         (["red", " "], "choice 1 is empty"),
-        (["red"], "two or more"),
-        ([["a"], "b"], "expected texts"),
+        (["red"], "two or more texts"),
+        ([["a"], "b"], "two or more texts"),
         (["red", "blue", " red"], "row 0 (from 0) of rows.jsonl: choices 0 and 2 are both 'red'"),
     ],
 )
@@ -493,7 +493,7 @@ def test_many_faults_of_a_file_are_counted(tmp_path):
     [
         ("x.csv", b"a,b\n1,2\n3\n", ":3: too few columns: 1 of 2 columns (a, b)"),
         ("x.csv", b"a,b\n1,2,3\n", ":2: too many columns: 3 of 2"),
-        ("x.csv", b"a,a\n1,2\n", ':1: column "a" stands twice'),
+        ("x.csv", b"a,a\n1,2\n", ':1: column "a" is repeated'),
         ("x.csv", b"a,\n1,2\n", ":1: a column without a name"),
         ("x.csv", b'a,b\n"1,2\n', "unexpected end of data"),
         ("x.csv", b"a,b\n1,\xff\n", ":2: not UTF-8"),

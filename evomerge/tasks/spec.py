@@ -1,15 +1,18 @@
 """A task file's keys: one strict pydantic model for each type of task, and the checks across keys.
 
-Everything here is known from the YAML file alone; nothing reads data.
+All checks here need the YAML file alone; nothing reads data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import itertools
 import re
+import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, Literal
 
 import regex
 from pydantic import (
@@ -41,30 +44,23 @@ def _template(text: str) -> str:
 def _pattern(text: str) -> str:
     try:
         groups = re.compile(text).groups
-        regex.compile(text)  # which searches, with a bound on its time; its own extensions are no part of a task
+        regex.compile(text)  # which bounds the time of a search; a task may not use its extensions
     except (re.error, regex.error, RecursionError, OverflowError) as fault:
         raise ValueError(f"not a regular expression: {fault}") from None
     if groups > 1:
-        raise ValueError(f"{groups} groups; one group holds the answer, write (?:...) for the others")
+        raise ValueError(f"{groups} groups; one group may hold the answer; write (?:...) for the others")
     return text
 
 
 def _rows(rows: tuple[int, int]) -> tuple[int, int]:
     if rows[0] >= rows[1]:
-        raise ValueError(f"rows {list(rows)} are empty; the end is exclusive and lies past the start")
+        raise ValueError(f"rows {list(rows)} are empty; the end is exclusive and must be greater than the start")
     return rows
 
 
-def _choices(choices: Any) -> Any:
-    if isinstance(choices, list):
-        if len(choices) < 2:
-            raise ValueError(f"{len(choices)} choices; a list has two or more")
-        for choice in choices:
-            if not isinstance(choice, str):
-                raise ValueError(f"the choice {choice!r} is not text; put it in quotation marks")
-    elif isinstance(choices, str) and "{" not in choices:
-        return f"{{{{ row[{choices!r}] }}}}"
-    return choices
+def _column(text: Any) -> Any:
+    """Returns the template for a column, if `text` has no template in it."""
+    return f"{{{{ row[{text!r}] }}}}" if isinstance(text, str) and "{" not in text else text
 
 
 Index = Annotated[StrictInt, Field(ge=0)]
@@ -74,13 +70,13 @@ FilledTemplate = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
 
 class DataSpec(Strict):
-    """Where rows come from: a local file, or a data set on the Hub."""
+    """Where rows come from: a local file or a data set on the Hub."""
 
     path: str
     name: str | None = None
     split: str | None = None
     revision: str | None = None
-    columns: list[str] | None = None
+    columns: tuple[str, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -89,30 +85,26 @@ class DataSpec(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSpec:
-        if is_local(self.path):
-            for key in ("name", "split", "revision"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f'"{key}" is for data sets on the Hub; {self.path} is a local file')
-            if self.columns is not None and not self.path.lower().endswith((".csv", ".tsv")):
-                raise ValueError(f'"columns" is for CSV and TSV files; {self.path} names its own fields')
-            if self.columns is not None and len(set(self.columns)) < len(self.columns):
-                raise ValueError('"columns" names a column twice')
-            return self
-        kinds = ", ".join(SUFFIXES)
-        if not is_hub_id(self.path):
+        local, kinds = is_local(self.path), ", ".join(SUFFIXES)
+        if not local and not is_hub_id(self.path):
             raise ValueError(f'"{self.path}" is neither a data file ({kinds}) nor a Hub id (owner/name)')
-        if self.split is None:
+        if not local and self.split is None:
             raise ValueError(
                 f'"{self.path}" is no data file ({kinds}), and as a Hub id it needs its split: '
                 f"write {{path: {self.path}, split: test}}"
             )
-        if self.columns is not None:
-            raise ValueError('"columns" is for CSV and TSV files')
+        for key in ("name", "split", "revision"):
+            if local and getattr(self, key) is not None:
+                raise ValueError(f'"{key}" is for data sets on the Hub; {self.path} is a local file')
+        if self.columns is not None and not self.path.lower().endswith((".csv", ".tsv")):
+            raise ValueError(f'"columns" is for CSV and TSV files; {self.path} names its own fields')
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise ValueError('"columns" names a column twice')
         return self
 
 
 class SplitSpec(Strict):
-    """The rows of one split: ``[start, end]``, or a mapping with data of its own."""
+    """The rows of one split: ``[start, end]``, or a mapping with its own data."""
 
     rows: Rows | None = None
     data: DataSpec | None = None
@@ -124,7 +116,7 @@ class SplitSpec(Strict):
 
 
 class Splits(Strict):
-    """The two splits: candidates are searched on one, and judged on the other."""
+    """The two splits: a search scores candidates on one and its final models on the other."""
 
     search: SplitSpec
     holdout: SplitSpec
@@ -144,16 +136,13 @@ class FewShotSpec(SplitSpec):
 
 
 class RegexSpec(Strict):
-    """A metric that is a pattern."""
+    """A metric that is a regular expression."""
 
     regex: Annotated[str, AfterValidator(_pattern)]
 
 
 class TaskSpec(Strict):
-    """What all types have in common."""
-
-    metrics: ClassVar[tuple[str, ...]]
-    """The metrics of the type; the first is the default."""
+    """The keys of all types."""
 
     type: str
     name: Annotated[str, Field(pattern=r"^\w[\w. -]{0,99}$")] | None = None
@@ -165,33 +154,16 @@ class TaskSpec(Strict):
     shuffle: Index | None = None
 
 
-def _metric(*names: str) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value not in names:
-            raise ValueError(f'unknown metric "{value}"{document.suggestion(value, names)}')
-        return value
-
-    return BeforeValidator(check)
-
-
-_GENERATE = ("exact_match", "last_number")
-_CHOICE = ("accuracy", "accuracy_norm")
-_PERPLEXITY = ("nll_per_token", "bits_per_byte")
-
-
 class GenerateSpec(TaskSpec):
     """The model writes, greedily; what it wrote is compared with the target."""
-
-    metrics = _GENERATE
 
     prompt: FilledTemplate
     target: FilledTemplate
     metric: Annotated[
-        Annotated[str, Tag("a name")] | Annotated[RegexSpec, Tag("a pattern")],
-        # Told apart here, or pydantic would give the faults of both.
+        Annotated[Literal["exact_match", "last_number"], Tag("a name")] | Annotated[RegexSpec, Tag("a pattern")],
+        # Told apart here, or pydantic would report the faults of both.
         Discriminator(lambda value: "a pattern" if isinstance(value, dict | RegexSpec) else "a name"),
-        _metric(*_GENERATE),
-    ] = _GENERATE[0]
+    ] = "exact_match"
     max_new_tokens: Annotated[StrictInt, Field(ge=1, le=131_072)] = 256
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]],
@@ -202,26 +174,22 @@ class GenerateSpec(TaskSpec):
 class ChoiceSpec(TaskSpec):
     """The model chooses: the choice with the highest log-likelihood given the prompt."""
 
-    metrics = _CHOICE
-
     prompt: FilledTemplate
     choices: Annotated[
-        Annotated[list[TemplateText], Tag("several")] | Annotated[TemplateText, Tag("one")],
+        Annotated[list[TemplateText], Field(min_length=2), Tag("several")] | Annotated[TemplateText, Tag("one")],
         Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
-        BeforeValidator(_choices),
+        BeforeValidator(_column),
     ]
     answer: Annotated[TemplateText, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-    metric: Annotated[str, _metric(*_CHOICE)] = _CHOICE[0]
+    metric: Literal["accuracy", "accuracy_norm"] = "accuracy"
 
 
 class PerplexitySpec(TaskSpec):
     """The model reads: how likely it finds the target given the prompt."""
 
-    metrics = _PERPLEXITY
-
     prompt: TemplateText = ""
     target: FilledTemplate
-    metric: Annotated[str, _metric(*_PERPLEXITY)] = _PERPLEXITY[0]
+    metric: Literal["nll_per_token", "bits_per_byte"] = "nll_per_token"
 
 
 TYPES: dict[str, type[GenerateSpec] | type[ChoiceSpec] | type[PerplexitySpec]] = {
@@ -240,18 +208,17 @@ def read_spec(source: Source) -> AnySpec:
     """
     raw = source.data
     if not isinstance(raw, dict):
-        document.validate(source, TaskSpec, TaskError)  # says that it must be a mapping
+        document.validate(source, TaskSpec, TaskError)  # reports that it must be a mapping
     faults: list[str] = []
-    kind = raw.get("type")
+    kind = str(raw.get("type"))
     if kind not in TYPES:
-        if "type" in raw:
-            faults.append(source.fault(("type",), f"unknown type {kind!r}{document.suggestion(str(kind), TYPES)}"))
-        else:
-            faults.append(source.fault((), f'"type" is missing; add one of {", ".join(TYPES)}'))
-        near = difflib.get_close_matches(str(kind), TYPES, n=1)
+        missing = f'"type" is missing; add one of {", ".join(TYPES)}'
+        unknown = f"unknown type {document.shown(raw.get('type'))}{document.suggestion(kind, TYPES)}"
+        faults.append(source.fault(("type",), unknown) if "type" in raw else source.fault((), missing))
         # The other keys are checked too, as those of the type that was most likely meant.
+        near = difflib.get_close_matches(kind, TYPES, n=1)
         kind = near[0] if near else ("multiple_choice" if "choices" in raw else "generate")
-    model = TYPES[str(kind)]
+    model = TYPES[kind]
     data = {**raw, "type": kind}
     for key in list(data):
         owners = [name for name, other in TYPES.items() if key in other.model_fields]
@@ -274,37 +241,30 @@ def _line(fault: str) -> int:
 
 
 def across(source: Source) -> Iterator[str]:
-    """Yields the faults between keys, from the raw document, so that no other fault hides them."""
+    """Yields the faults between keys, from the raw document, so that other faults do not hide them."""
     raw = source.data
     if raw.get("system") is not None and raw.get("chat") is not True:
         yield source.fault(("system",), 'is a turn of a chat; add "chat: true", or put it into the prompt')
-    shots = raw.get("few_shot")
-    if raw.get("type") == "multiple_choice" and isinstance(shots, dict) and "target" in shots:
-        yield source.fault(("few_shot", "target"), "is not for multiple_choice: its examples end in the choice")
     splits = raw.get("splits") if isinstance(raw.get("splits"), dict) else {}
     parts: dict[Location, Any] = {("splits", name): splits.get(name) for name in ("search", "holdout")}
-    parts["few_shot",] = shots
-    places: list[tuple[Location, SplitSpec]] = []
+    parts["few_shot",] = shots = raw.get("few_shot")
+    if raw.get("type") == "multiple_choice" and isinstance(shots, dict) and "target" in shots:
+        yield source.fault(("few_shot", "target"), "is not for multiple_choice: its examples end in the choice")
+    valid: dict[Location, SplitSpec] = {}
     for location, part in parts.items():
-        if part is None:
-            continue
         own = part if isinstance(part, dict) else {"rows": part}
-        if own.get("data", raw.get("data")) is None:
+        data = own.get("data", raw.get("data"))
+        if part is not None and data is None:
             yield source.fault(location, 'has no data; add "data" here or to the task')
-        known = {"rows": own.get("rows"), "data": own.get("data", raw.get("data"))}
-        try:
-            places.append((location, SplitSpec.model_validate(known)))
-        except ValueError:
-            continue  # the model's own check tells what is wrong with it
-    for i, (location, one) in enumerate(places):
-        for before, other in places[:i]:
-            if one.data != other.data or one.data is None:
-                continue
-            mine, theirs = one.rows or (0, 10**18), other.rows or (0, 10**18)
-            if max(mine[0], theirs[0]) < min(mine[1], theirs[1]):
-                shared = f"{_spelled(one)} overlap {document.spelled(before)}, {_spelled(other)} of the same data"
-                yield source.fault(location, f"{shared}; give it rows of its own")
+        elif part is not None:
+            with contextlib.suppress(ValueError):  # the model's own check reports what is wrong with it
+                valid[location] = SplitSpec.model_validate({"rows": own.get("rows"), "data": data})
+    for (before, other), (location, one) in itertools.combinations(valid.items(), 2):
+        mine, theirs = one.rows or (0, sys.maxsize), other.rows or (0, sys.maxsize)
+        if one.data == other.data and max(mine[0], theirs[0]) < min(mine[1], theirs[1]):
+            shared = f"{_range(one)} overlap {document.spelled(before)}, {_range(other)} of the same data"
+            yield source.fault(location, f"{shared}; give it rows of its own")
 
 
-def _spelled(split: SplitSpec) -> str:
+def _range(split: SplitSpec) -> str:
     return f"rows {list(split.rows)}" if split.rows else "all rows"

@@ -1,4 +1,4 @@
-"""`Task`: what a model is asked and how its answers are scored, read from one YAML file."""
+"""`Task`: what a model is asked and how its answers are scored, from one YAML file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, cast
 
 from evomerge import document, metrics
 from evomerge.document import Location, Source
@@ -20,14 +20,14 @@ from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, RegexSpec, Spli
 
 TaskType = Literal["generate", "multiple_choice", "perplexity"]
 Split = Literal["search", "holdout"]
-SPLITS: tuple[Split, Split] = ("search", "holdout")
+_FEW_SHOT = ("few_shot",)
 
 _RULES = 2
-"""Part of every fingerprint; raised where the same items and settings come to be scored in another way."""
+"""Part of every fingerprint; increased when the same items and settings are scored in another way."""
 
 _BLANKS = " \t\u00a0\u3000"
-"""What a tokenizer may join to the word behind it. A prompt that ends in them would end in a token that the model
-hardly ever saw there, so in every type of task they begin the continuation; a line's end stays the prompt's."""
+"""What a tokenizer may join to the word after it. A prompt that ends in blanks would end in a token that the model
+rarely saw there, so in every type of task they begin the continuation; a line end stays in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Item:
 
     Attributes:
         key: a hash of everything below, in hex; the same in every run. Two equal rows have the same key.
-        prompt: the text to continue, with its few-shot examples; "" where it is a chat. Blanks at its end are
-            not here: `choices` and perplexity's `target` begin with them, a completion is to.
+        prompt: the text to continue, with its few-shot examples; "" for a chat. Blanks at its end are moved:
+            `choices` and perplexity's `target` begin with them, and a completion is expected to.
         messages: the turns of the chat, each with ``role`` and ``content``: system, few-shot turns, user; ()
-            where it is none.
-        target: what is right; "" for multiple choice.
+            if it is not a chat.
+        target: the right answer; "" for multiple choice.
         choices: the texts to choose from; multiple choice only.
         answer: the index of the right choice; -1 for the other types.
     """
@@ -53,46 +53,49 @@ class Item:
     answer: int
 
     def __str__(self) -> str:
-        """Returns what messages call it: the end of its question, where few-shot examples do not stand."""
+        """Returns what messages call it: the end of its question, after the few-shot examples."""
         asked = (self.messages[-1]["content"] if self.messages else self.prompt) or self.target
         return repr(asked if len(asked) <= 60 else f"...{asked[-57:]}")
 
 
-@dataclass(frozen=True)
 class Task:
-    """A task: data, prompt, what is right, metric and splits.
+    """A task: data, prompt, right answer, metric and splits.
 
-    A score of any task is better the higher it is (`higher_is_better`): the evaluator negates perplexity's
-    metrics, so that nothing else has to know them.
+    A higher score is better in every task: the evaluation negates the metrics of perplexity.
 
     Attributes:
+        path: the task file.
         name: the file's stem unless the file says otherwise.
         type: ``generate``, ``multiple_choice`` or ``perplexity``.
         chat: whether the prompts are chats, for the tokenizer's chat template.
-        max_new_tokens: where a completion ends at the latest; 0 where nothing is generated.
+        max_new_tokens: the maximum length of a completion; 0 if nothing is generated.
         stop: texts that end a completion.
+        pattern: the regular expression of the metric ``regex``, else None.
         metric: ``exact_match``, ``last_number``, ``regex``; ``accuracy``, ``accuracy_norm`` (log-likelihood
             divided by the choice's characters, see `metrics.choice_length`); ``nll_per_token`` (nats),
             ``bits_per_byte`` (of the target in UTF-8).
-        pattern: the regular expression of the metric ``regex``, else None.
-        path: the task file.
     """
 
-    name: str
-    type: TaskType
-    chat: bool
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    metric: str
-    pattern: str | None
-    path: Path
-    _spec: AnySpec = field(repr=False, compare=False)
-    _source: Source = field(repr=False, compare=False)
-    _rows_read: dict[str, Sequence[data_files.Row]] = field(default_factory=dict, repr=False, compare=False)
-    _examples_made: dict[Location, list[Example]] = field(default_factory=dict, repr=False, compare=False)
-    _items_made: dict[str, tuple[Item, ...]] = field(default_factory=dict, repr=False, compare=False)
-
-    higher_is_better: ClassVar[bool] = True
+    def __init__(self, path: Path, spec: AnySpec, source: Source) -> None:
+        """Makes the task of the checked keys `spec`, which `source` has as they were written."""
+        self.path = path
+        self.name = spec.name or path.stem
+        self.type = cast(TaskType, spec.type)
+        self.chat = spec.chat
+        self.max_new_tokens = spec.max_new_tokens if isinstance(spec, GenerateSpec) else 0
+        self.stop = tuple(spec.stop) if isinstance(spec, GenerateSpec) else ()
+        self.pattern = spec.metric.regex if isinstance(spec.metric, RegexSpec) else None
+        self.metric = "regex" if isinstance(spec.metric, RegexSpec) else spec.metric
+        self._spec = spec
+        self._source = source
+        self._parts: dict[Location, SplitSpec] = {
+            _FEW_SHOT: spec.few_shot or SplitSpec(rows=None),
+            ("splits", "search"): spec.splits.search,
+            ("splits", "holdout"): spec.splits.holdout,
+        }
+        self._rows_read: dict[DataSpec, Sequence[data_files.Row]] = {}
+        self._examples_made: dict[Location, list[Example]] = {}
+        self._items_made: dict[Split, tuple[Item, ...]] = {}
 
     @classmethod
     def load(cls, path: Path | str) -> Task:
@@ -101,33 +104,18 @@ class Task:
         Raises:
             TaskError: with a line for every fault of the file.
         """
-        path = Path(path)
-        source = document.read(path, TaskError)
-        spec = read_spec(source)
-        generate = spec if isinstance(spec, GenerateSpec) else None
-        pattern = spec.metric.regex if isinstance(spec.metric, RegexSpec) else None
-        return cls(
-            name=spec.name or path.stem,
-            type=spec.type,  # type: ignore[arg-type]
-            chat=spec.chat,
-            max_new_tokens=generate.max_new_tokens if generate else 0,
-            stop=tuple(generate.stop) if generate else (),
-            metric="regex" if isinstance(spec.metric, RegexSpec) else spec.metric,
-            pattern=pattern,
-            path=path,
-            _spec=spec,
-            _source=source,
-        )
+        source = document.read(Path(path), TaskError)
+        return cls(Path(path), read_spec(source), source)
 
     def items(self, split: Split) -> tuple[Item, ...]:
         """Returns the items of a split, in order; the data is read once.
 
         Raises:
-            TaskError: where data cannot be read or a row cannot be rendered: file, row and field are named.
+            TaskError: data cannot be read or a row cannot be rendered; the error names file, row and field.
         """
         if split not in self._items_made:
             faults: list[str] = []
-            shots = self._gathered(faults, ("few_shot",))
+            shots = self._gathered(faults, _FEW_SHOT)
             examples = self._gathered(faults, ("splits", split))
             if faults:
                 raise TaskError(list(dict.fromkeys(faults)))
@@ -135,37 +123,34 @@ class Task:
         return self._items_made[split]
 
     def check(self) -> None:
-        """Reads both splits and the few-shot examples, and sees that no question is in two of them.
+        """Reads both splits and the few-shot examples, and checks that no question is in two of them.
 
         Questions are compared by content, without few-shot examples. The same question twice in one split is
         allowed.
 
         Raises:
-            TaskError: with every fault that was found.
+            TaskError: with every fault found.
         """
         faults: list[str] = []
-        places: list[Location] = [("few_shot",), *(("splits", split) for split in SPLITS)]
         rows: dict[Location, dict[tuple[str, ...], int]] = {}
-        for place in places:
-            examples = self._gathered(faults, place)
-            asked = [(example.question(self.type), example.row) for example in examples]
+        for location in self._parts:
+            asked = [(example.question(self.type), example.row) for example in self._gathered(faults, location)]
             for before, known in rows.items():
-                twice = [(question, row) for question, row in asked if question in known]
-                if twice:
-                    question, row = twice[0]
-                    faults.append(self._shared(place, before, len(twice), question[0], (row, known[question])))
-            rows[place] = dict(reversed(asked))
+                shared = [(question, row, known[question]) for question, row in asked if question in known]
+                if shared:
+                    faults.append(self._shared(location, before, shared))
+            rows[location] = dict(reversed(asked))
         if faults:
             raise TaskError(list(dict.fromkeys(faults)))
 
     def score_completion(self, item: Item, completion: str) -> float:
         """Returns the score, from 0.0 to 1.0, of what a model wrote for an item; for ``generate`` only.
 
-        The completion is cut at the first of `stop`, where the generation did not already end there.
+        The completion is cut at the first of `stop`, if the generation did not already end there.
 
         Raises:
-            TaskError: where the task is not of type ``generate``.
-            EvaluationError: where the metric's pattern takes too long on this completion.
+            TaskError: the task is not of type ``generate``.
+            EvaluationError: the metric's pattern takes too long on this completion.
         """
         if self.type != "generate":
             raise TaskError([f"{self.path}: a {self.type} task scores log-likelihoods, not completions"])
@@ -177,7 +162,7 @@ class Task:
             except TimeoutError:
                 fault = (
                     f"the pattern {self.pattern!r} searches for more than {metrics.PATTERN_SECONDS:g} s in what the"
-                    f" model wrote for the item {item}; write it so that a text can match it in one way only: no"
+                    f" model wrote for the item {item}; write it so that a text can match in one way only: no"
                     " repetition inside a repetition, such as (a+)+"
                 )
                 raise EvaluationError(self._source.fault(("metric", "regex"), fault)) from None
@@ -199,97 +184,78 @@ class Task:
     def _renderer(self) -> Renderer:
         return Renderer(self._spec)
 
-    def _part(self, place: Location) -> SplitSpec | None:
-        if place == ("few_shot",):
-            return self._spec.few_shot
-        return self._spec.splits.search if place[-1] == "search" else self._spec.splits.holdout
-
-    def _data(self, place: Location) -> DataSpec:
-        part = self._part(place)
-        spec = (part.data if part else None) or self._spec.data
+    def _data(self, location: Location) -> DataSpec:
+        spec = self._parts[location].data or self._spec.data
         assert spec is not None  # not input: read_spec refuses a part without data
         return spec
 
-    def _gathered(self, faults: list[str], place: Location) -> list[Example]:
+    def _gathered(self, faults: list[str], location: Location) -> list[Example]:
         """Returns the examples of a split or of few_shot; what is wrong with them goes to `faults`."""
-        if self._part(place) is None:
+        if location == _FEW_SHOT and self._spec.few_shot is None:
             return []
         try:
-            if place not in self._examples_made:
-                self._examples_made[place] = self._examples(place)
-            return self._examples_made[place]
+            if location not in self._examples_made:
+                self._examples_made[location] = self._examples(location)
+            return self._examples_made[location]
         except TaskError as error:
             faults += error.faults
             return []
 
-    def _examples(self, place: Location) -> list[Example]:
-        part = self._part(place)
-        assert part is not None
-        rows = self._rows(place)
-        spelled = self._data(place).path
-        start, end = part.rows or (0, len(rows))
+    def _examples(self, location: Location) -> list[Example]:
+        rows = self._rows(location)
+        path = self._data(location).path
+        start, end = self._parts[location].rows or (0, len(rows))
         if not len(rows):
-            raise TaskError([self._source.fault(place, f"is empty: {spelled} has no rows")])
+            raise TaskError([self._source.fault(location, f"is empty: {path} has no rows")])
         if end > len(rows):
-            own = place if isinstance(self._raw(place), list) else (*place, "rows")
-            until = f"end at {len(rows):,} or less" if start < len(rows) else "give it rows that are there"
-            fault = f"rows {[start, end]}, but {spelled} has {len(rows):,} rows; {until}"
-            raise TaskError([self._source.fault(own, fault)])
+            until = f"end at {len(rows):,} or less" if start < len(rows) else "give it rows that exist"
+            fault = f"rows {[start, end]}, but {path} has {len(rows):,} rows; {until}"
+            raise TaskError([self._source.fault(self._key(location, "rows") or location, fault)])
         examples: list[Example] = []
-        first: dict[tuple[Location, str], int] = {}
-        count: dict[tuple[Location, str], int] = {}
+        faults: dict[tuple[Location, str], list[int]] = {}
         for index in data_files.shuffled(len(rows), self._spec.shuffle)[start:end]:
             try:
-                examples.append(self._renderer.example(rows[index], index, few_shot=place == ("few_shot",)))
+                examples.append(self._renderer.example(rows[index], index, few_shot=location == _FEW_SHOT))
             except RowFault as fault:
-                # One wrong template fails on every row in the same words: it is told once, with a count.
-                known = (fault.location, fault.message)
-                first.setdefault(known, index)
-                count[known] = count.get(known, 0) + 1
-        if first:
-            faults = []
-            for (location, message), index in list(first.items())[: data_files.MAX_FAULTS]:
-                others = count[location, message] - 1
-                more = f" (and {others:,} more rows)" if others else ""
-                faults.append(self._source.fault(location, f"row {index} (from 0) of {spelled}: {message}{more}"))
-            raise TaskError(faults)
+                # A wrong template fails on every row with the same message: it is reported once, with a count.
+                faults.setdefault((fault.location, fault.message), []).append(index)
+        if faults:
+            lines = []
+            for (key, message), indices in list(faults.items())[: data_files.MAX_FAULTS]:
+                more = f" (and {len(indices) - 1:,} more rows)" if len(indices) > 1 else ""
+                lines.append(self._source.fault(key, f"row {indices[0]} (from 0) of {path}: {message}{more}"))
+            raise TaskError(lines)
         return examples
 
-    def _raw(self, place: Location) -> Any:
-        value = self._source.data
-        for key in place:
-            value = value[key]
-        return value
+    def _key(self, location: Location, key: str) -> Location | None:
+        """Returns the location of a key of a part, or None if the part does not have it."""
+        return (*location, key) if (*location, key) in self._source.lines else None
 
-    def _rows(self, place: Location) -> Sequence[data_files.Row]:
-        spec = self._data(place)
-        known = spec.model_dump_json()
-        if known not in self._rows_read:
+    def _rows(self, location: Location) -> Sequence[data_files.Row]:
+        spec = self._data(location)
+        if spec not in self._rows_read:
             file = self.path.parent / spec.path
             try:
                 if data_files.is_local(spec.path):
-                    self._rows_read[known] = data_files.read_rows(file, spec.columns)
+                    self._rows_read[spec] = data_files.read_rows(file, spec.columns)
                 else:
-                    self._rows_read[known] = data_files.load_hub(spec.path, spec.name, str(spec.split), spec.revision)
+                    self._rows_read[spec] = data_files.load_hub(spec.path, spec.name, str(spec.split), spec.revision)
             except TaskError as error:
-                part = self._part(place)
-                own = (*place, "data") if part is not None and part.data is not None else ("data",)
-                raise TaskError([self._placed(own, file, fault) for fault in error.faults]) from None
-        return self._rows_read[known]
+                key = self._key(location, "data") or ("data",)
+                # A fault without a line in the data file gets the line of the task file's key.
+                lined = re.compile(re.escape(str(file)) + r":\d+: ")
+                lines = [fault if lined.match(fault) else self._source.fault(key, fault) for fault in error.faults]
+                raise TaskError(lines) from None
+        return self._rows_read[spec]
 
-    def _placed(self, place: Location, file: Path, fault: str) -> str:
-        """Returns a fault of data with a line: its own in the data file, or else that of the task's key."""
-        has_line = re.match(r":\d+: ", fault.removeprefix(str(file))) is not None
-        return fault if has_line else self._source.fault(place, fault)
-
-    def _shared(self, place: Location, before: Location, count: int, question: str, rows: tuple[int, int]) -> str:
-        """Returns the fault of questions that two places share."""
-        text = repr(question if len(question) <= 80 else f"{question[:77]}...")
-        one, other = self._data(place).path, self._data(before).path
+    def _shared(self, location: Location, before: Location, shared: Sequence[tuple[tuple[str, ...], int, int]]) -> str:
+        """Returns the fault of questions that two parts share, each with its row in both."""
+        question, row, known = shared[0]
         return self._source.fault(
-            place,
-            f"{count:,} of its questions are in {document.spelled(before)} too; the first is {text}, "
-            f"row {rows[0]} (from 0) of {one} here and row {rows[1]} of {other} there; take them out of one",
+            location,
+            f"{len(shared):,} of its questions are in {document.spelled(before)} too; the first is "
+            f"{document.shown(question[0])}, row {row} (from 0) of {self._data(location).path} here and "
+            f"row {known} of {self._data(before).path} there; remove them from one",
         )
 
     def _item(self, example: Example, shots: Sequence[Example]) -> Item:
