@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from evomerge.kernels import PIECE
+from evomerge.kernels import PIECE, pieces
 from evomerge.merge import Plan, WeightStore, into_tensors, open_models, plan
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe
@@ -121,13 +121,12 @@ class Ours:
         def copied(name: str) -> None:
             (job,) = (job for job in made.layout.jobs if job.info.name == name)
             operands = self.store.operands(job)
-            base = [] if operands.base is None else [operands.base]
             target = self.result[name].view(-1)
             scratch = torch.empty(PIECE, dtype=target.dtype)
-            first, *others = (*operands.tensors, *base)
-            for start, stop in operands.pieces():
-                for source in others:  # read only: the scratch stays in the cache
-                    scratch[: stop - start].copy_(source.piece(start, stop))
+            first, *others = operands.with_base
+            for start, stop in pieces(target.numel()):
+                for tensor in others:  # read only: the scratch stays in the cache
+                    scratch[: stop - start].copy_(tensor.piece(start, stop))
                 target[start:stop].copy_(first.piece(start, stop))
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

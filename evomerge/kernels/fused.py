@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.kernels import eager
-from evomerge.kernels.loops import loop
+from evomerge.kernels.loops import Spans, loop
 from evomerge.kernels.native import compiler
 from evomerge.kernels.trace import Element, Kernel, total, trace
 
@@ -24,14 +23,14 @@ temporaries of it fit in the caches, and it is worth sharing out among threads."
 
 
 @dataclass(frozen=True)
-class SourceTensor:
-    """A tensor that can be read piece by piece, from memory or from a file.
+class LazyTensor:
+    """A tensor that is read piece by piece, from memory or from a file.
 
     Attributes:
         shape: its shape.
-        device: where its pieces are handed out.
-        piece: (first element, element past the last) to these elements, flat, in the dtype of the source; the
-            result is never written to.
+        device: the device on which its pieces are returned.
+        piece: (first element, element past the last) to these elements, flat, in the tensor's own dtype; what it
+            returns is never written to.
     """
 
     shape: tuple[int, ...]
@@ -39,8 +38,8 @@ class SourceTensor:
     piece: Callable[[int, int], Tensor]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> SourceTensor:
-        """Returns a tensor in memory, of any dtype, as a source."""
+    def of(cls, tensor: Tensor) -> LazyTensor:
+        """Returns a tensor in memory, of any dtype, to be read in pieces."""
         flat = tensor.detach().reshape(-1)
         return cls(tuple(tensor.shape), tensor.device, lambda start, stop: flat[start:stop])
 
@@ -48,10 +47,6 @@ class SourceTensor:
     def numel(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
-
-    def whole(self) -> Tensor:
-        """Returns all of it as float32, in its shape; it is never written to."""
-        return self.piece(0, self.numel).float().reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -61,27 +56,26 @@ class Fused:
     Attributes:
         kernel: what is done.
         inputs: what it reads, in the order in which the kernel expects it.
-        spans: (element past the last, numbers that hold up to there) in ascending order; the last ends the tensor.
+        spans: the kernel's numbers; the last span ends the tensor.
     """
 
     kernel: Kernel
-    inputs: tuple[SourceTensor, ...]
-    spans: tuple[tuple[int, tuple[float, ...]], ...]
+    inputs: tuple[LazyTensor, ...]
+    spans: Spans
 
     @classmethod
-    def uniform(cls, kernel: Kernel, inputs: Sequence[SourceTensor], numbers: Sequence[float]) -> Fused:
-        """Returns a merge whose numbers hold for the whole tensor."""
-        return cls(kernel, tuple(inputs), ((inputs[0].numel, tuple(numbers)),))
+    def uniform(cls, kernel: Kernel, inputs: Sequence[LazyTensor], numbers: Sequence[float]) -> Fused:
+        """Returns a merge with the same numbers for the whole tensor."""
+        return cls(kernel, tuple(inputs), ((inputs[0].numel, numbers),))
 
     def parts(self) -> Iterator[tuple[int, int]]:
         """Yields the first element and the one past the last of the parts in which it is best merged."""
         most = 8 * PIECE if compiler() else PIECE
         if self.inputs[0].device.type != "cpu":
-            # A GPU wants few large launches; its memory has room for some pieces of every source.
+            # A GPU needs few large launches; its memory has room for several pieces of every input.
             most = 128 * PIECE
         # Bounds at multiples of a piece: noise is drawn by them.
-        for start in range(0, self.spans[-1][0], most):
-            yield start, min(start + most, self.spans[-1][0])
+        return pieces(self.spans[-1][0], most)
 
     def merge(self, start: int, stop: int, output: Tensor, dtype: torch.dtype | None = None) -> bool:
         """Merges some elements: by a compiled loop where there is one, else by torch, with the same bits.
@@ -97,30 +91,34 @@ class Fused:
         """
         if start == stop:
             return True
-        blocks = [source.piece(start, stop) for source in self.inputs]
+        blocks = [tensor.piece(start, stop) for tensor in self.inputs]
         spans = [(min(end, stop) - start, numbers) for end, numbers in self.spans if end > start]
-        rounded = dtype or output.dtype
-        if output.device.type == "cpu":
-            run = loop(self.kernel, tuple(block.dtype for block in blocks), len(spans[0][1]), rounded, output.dtype)
-            if run is not None:
-                return run(blocks, spans, output)
-        traced, finite, first = trace(self.kernel, len(blocks), len(spans[0][1])), True, 0
-        # On a CPU in parts of which a kernel's temporaries stay in the cache.
-        most = 2 * BLOCK if output.device.type == "cpu" else stop - start
+        rounded, count = dtype or output.dtype, len(spans[0][1])
+        on_cpu, dtypes = output.device.type == "cpu", tuple(block.dtype for block in blocks)
+        run = loop(self.kernel, dtypes, count, rounded, output.dtype) if on_cpu else None
+        if run is not None:
+            return run(blocks, spans, output)
+        traced, finite, first = trace(self.kernel, len(blocks), count), True, 0
         for end, numbers in spans:
-            for here in range(first, end, most):
-                part = slice(here, min(here + most, end))
-                merged = eager.run(traced, [block[part].float() for block in blocks], numbers).to(rounded)
-                output[part] = merged
+            # On a CPU in parts whose temporaries stay in the cache.
+            for here, after in pieces(end, 2 * BLOCK if on_cpu else stop - start, first):
+                merged = traced.run([block[here:after].float() for block in blocks], numbers).to(rounded)
+                output[here:after] = merged
                 finite = finite and all_finite(merged)
             first = end
         return finite
 
     def values(self, start: int, stop: int) -> Tensor:
-        """Returns merged elements, flat, float32, free to be changed."""
+        """Returns merged elements, flat, float32; they may be changed."""
         found = torch.empty(stop - start, dtype=torch.float32, device=self.inputs[0].device)
         self.merge(start, stop, found)
         return found
+
+
+def pieces(numel: int, size: int = PIECE, first: int = 0) -> Iterator[tuple[int, int]]:
+    """Yields the first element and the one past the last of each piece of `size`, from `first` to `numel`."""
+    for start in range(first, numel, size):
+        yield start, min(start + size, numel)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -132,19 +130,16 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def combination(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
-    """The kernel of every weighted sum: numbers[0] blocks[0] + numbers[1] blocks[1] + ..."""
-    return total(number * block for number, block in zip(numbers, blocks, strict=True))
-
-
-def displaced(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
-    """The kernel of blocks[0] + numbers[0] (blocks[1] - blocks[0]) + numbers[1] (blocks[2] - blocks[0]) + ..."""
+    """The kernel of sum of c_i X_i; with one block more than numbers, the base B first, of B + sum of c_i (X_i - B)."""
+    if len(blocks) == len(numbers):
+        return total(number * block for number, block in zip(numbers, blocks, strict=True))
     base, *others = blocks
     return base + total(number * (block - base) for number, block in zip(numbers, others, strict=True))
 
 
 def difference(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
-    """The kernel of blocks[0] - blocks[1]; without a second, of blocks[0]."""
-    return blocks[0] - blocks[1] if len(blocks) > 1 else blocks[0]
+    """The kernel of X - B, the base B first; without a base, of X."""
+    return blocks[1] - blocks[0] if len(blocks) > 1 else blocks[0]
 
 
 def distance(blocks: Sequence[Element], _: Sequence[Element]) -> Element:

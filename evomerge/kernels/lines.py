@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import PIECE, Fused, SourceTensor, combination, displaced
+from evomerge.kernels.fused import PIECE, Fused, LazyTensor, combination, pieces
 from evomerge.kernels.operands import Operands
 from evomerge.kernels.trace import Element
 
@@ -37,8 +36,8 @@ class Lines:
         """
         return self._operands.once(("gram of lines", self._columns), self._gram)
 
-    def spread(self, numbers: Tensor) -> SourceTensor:
-        """Returns a source in which each element has the number of its vector.
+    def spread(self, numbers: Tensor) -> LazyTensor:
+        """Returns a tensor in which each element has the number of its vector.
 
         Args:
             numbers: one for each vector, float32, of shape (count,).
@@ -54,7 +53,7 @@ class Lines:
             times = -(-(first + stop - start) // self.count)
             return (numbers.repeat(times) if times > 1 else numbers)[first : first + stop - start]
 
-        return SourceTensor(self._operands.shape, self._operands.device, columns if self._columns else rows)
+        return LazyTensor(self._operands.shape, self._operands.device, columns if self._columns else rows)
 
     def weighted(self, coefficients: Sequence[Tensor]) -> Fused:
         """Returns B + sum of c_i (X_i - B), or without a base the sum of c_i X_i, c_i being each vector's own.
@@ -62,17 +61,13 @@ class Lines:
         Args:
             coefficients: for each model one number for each vector, of shape (count,).
         """
-        operands = self._operands
-        base = () if operands.base is None else (operands.base,)
         spread = [self.spread(numbers.float()) for numbers in coefficients]
-        return Fused.uniform(_Sum(len(coefficients)), (*operands.tensors, *spread, *base), ())
+        return Fused.uniform(_combination_of_lines, (*self._operands.with_base, *spread), ())
 
     def groups(self) -> Iterator[tuple[int, int]]:
         """Yields the first row and the one past the last of parts of about a piece."""
         rows, width = (self.length, self.count) if self._columns else (self.count, self.length)
-        step = max(1, PIECE // max(1, width))
-        for first in range(0, rows, step):
-            yield first, min(first + step, rows)
+        return pieces(rows, max(1, PIECE // max(1, width)))
 
     def _gram(self) -> Tensor:
         operands, models = self._operands, range(len(self._operands.tensors))
@@ -91,14 +86,7 @@ class Lines:
         return found
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """The kernel of `Lines.weighted`: tensors, as many coefficients, and perhaps the base."""
-
-    models: int
-
-    def __call__(self, blocks: Sequence[Element], _: Sequence[Element]) -> Element:
-        tensors, coefficients = blocks[: self.models], blocks[self.models : 2 * self.models]
-        if len(blocks) == 2 * self.models:
-            return combination(tensors, coefficients)
-        return displaced((blocks[-1], *tensors), coefficients)
+def _combination_of_lines(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
+    """The kernel of `Lines.weighted`: perhaps the base, the tensors, and as many coefficients as tensors."""
+    count = len(blocks) // 2
+    return combination(blocks[:-count], blocks[-count:])

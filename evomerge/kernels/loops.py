@@ -1,7 +1,7 @@
-"""Kernels as loops of C: a kernel's trace, compiled to be done to each element.
+"""Kernels as loops of C: a kernel's trace, compiled.
 
-The loop reads the inputs, does in float32 what was traced, rounds, checks that the result is finite, and stores: one
-pass over memory, with the very bits of the kernel run by torch.
+The loop reads the inputs, computes in float32 what was traced, rounds, checks that the result is finite, and stores:
+one pass over memory, with the same bits as the kernel run by torch.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from evomerge.kernels.native import library
-from evomerge.kernels.trace import Kernel, trace
+from evomerge.kernels.trace import OPERATIONS, Kernel, trace
 
 Spans = Sequence[tuple[int, Sequence[float]]]
-"""(element past the last, numbers that hold up to there), ascending."""
+"""(element past the last, numbers that apply up to it), ascending."""
 
 Loop = Callable[[Sequence[Tensor], Spans, Tensor], bool]
-"""(flat blocks of the inputs, spans, where the result goes) to whether all of the result is finite."""
+"""(flat blocks of the inputs, spans, output buffer) to whether all of the result is finite."""
 
 _TYPES = {torch.bfloat16: "uint16_t", torch.float16: "_Float16", torch.float32: "float", torch.float64: "double"}
-_READ = {torch.bfloat16: "from_bfloat16({})"}
-_ROUND = {torch.bfloat16: "to_bfloat16({})"}
 
 _SOURCE = """\
 #include <math.h>
@@ -48,65 +46,44 @@ static inline uint32_t is_nonfinite(float number) {
     return (bits_of(number) & 0x7F800000) == 0x7F800000;
 }
 
-/* To the nearest, and of two as near to the even one; not for NaN, which is found before. */
+/* To the nearest, ties to even; not for NaN, which is found before. */
 static inline uint16_t to_bfloat16(float number) {
     const uint32_t bits = bits_of(number);
     return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-int merge(int64_t spans, const int64_t *stops, const float *numbers, const void *const *blocks, void *output) {
-%(declarations)s
+int merge(int64_t spans, const int64_t *stops, const float *restrict numbers, const void *const *blocks, void *output) {
+    %(inputs)s
     %(stored)s *restrict result = output;
     uint32_t nonfinite = 0;
     int64_t start = 0;
-    for (int64_t span = 0; span < spans; span++, numbers += %(count)d) {
-        const int64_t stop = stops[span];
-%(numbers)s
+    for (int64_t span = 0; span < spans; start = stops[span++], numbers += %(count)d) {
 #pragma GCC ivdep
-        for (int64_t i = start; i < stop; i++) {
-%(lines)s
+        for (int64_t i = start; i < stops[span]; i++) {
+            %(lines)s
             const float merged = %(merged)s;
-            const %(rounded)s rounded = %(round)s;
+            const %(rounded)s rounded = %(round)s(merged);
             const float value = %(read)s;
             nonfinite |= is_nonfinite(merged) | is_nonfinite(value);
             result[i] = %(store)s;
         }
-        start = stop;
     }
     return nonfinite != 0;
 }
 """
 
 
-_OPERATIONS = {
-    "+": "{0} + {1}",
-    "-": "{0} - {1}",
-    "*": "{0} * {1}",
-    "/": "{0} / {1}",
-    "negative": "-{0}",
-    "abs": "fabsf({0})",
-    "<": "{0} < {1} ? 1.0f : 0.0f",
-    "<=": "{0} <= {1} ? 1.0f : 0.0f",
-    "==": "{0} == {1} ? 1.0f : 0.0f",
-    "!=": "{0} != {1} ? 1.0f : 0.0f",
-    "maximum": "{0} <= {1} || {1} != {1} ? {1} : {0}",
-    "minimum": "{0} >= {1} || {1} != {1} ? {1} : {0}",
-    "hardshrink": "fabsf({0}) <= {1} ? 0.0f : {0}",
-    "where": "{0} != 0.0f ? {1} : {2}",
-}
-
-
 @cache
 def loop(
     kernel: Kernel, inputs: tuple[torch.dtype, ...], numbers: int, rounded: torch.dtype, stored: torch.dtype
 ) -> Loop | None:
-    """Returns the loop that does `kernel`; None where there is none: no compiler, or no such dtype in C.
+    """Returns the compiled loop of `kernel`; None without a compiler, or where C lacks one of the dtypes.
 
     Args:
-        kernel: what is done.
+        kernel: the kernel.
         inputs: the dtype of each input.
         numbers: how many numbers it takes.
-        rounded: what the result is rounded to.
+        rounded: the dtype to which the result is rounded.
         stored: the dtype in which it is stored, `rounded` or a wider one.
     """
     if not {*inputs, rounded, stored} <= set(_TYPES):
@@ -132,29 +109,32 @@ def _written(
     kernel: Kernel, inputs: Sequence[torch.dtype], numbers: int, rounded: torch.dtype, stored: torch.dtype
 ) -> str:
     """Returns the source of the loop of `kernel`."""
-    declared = [f"const {_TYPES[dtype]} *restrict x{i} = blocks[{i}];" for i, dtype in enumerate(inputs)]
     traced = trace(kernel, len(inputs), numbers)
     lines = []
     for index, (operation, operands, value) in enumerate(traced.steps):
         if operation == "block":
-            form = _READ.get(inputs[int(value)], "(float){}").format(f"x{int(value)}[i]")
+            form = _read(inputs[int(value)], f"x{int(value)}[i]")
         elif operation == "number":
-            form = f"n{int(value)}"
+            form = f"numbers[{int(value)}]"
         elif operation == "constant":
             form = f"{value.hex()}f"
         else:
-            form = _OPERATIONS[operation].format(*(f"v{operand}" for operand in operands))
+            form = OPERATIONS[operation].in_c.format(*(f"v{operand}" for operand in operands))
         lines.append(f"const float v{index} = {form};")
-    read = _READ.get(rounded, "(float){}").format("rounded")
+    declared = [f"const {_TYPES[dtype]} *restrict x{i} = blocks[{i}];" for i, dtype in enumerate(inputs)]
     return _SOURCE % {
-        "declarations": "\n".join(f"    {line}" for line in declared),
+        "inputs": "\n    ".join(declared),
         "count": numbers,
-        "numbers": "\n".join(f"        const float n{i} = numbers[{i}];" for i in range(numbers)),
-        "lines": "\n".join(f"            {line}" for line in lines),
+        "lines": "\n            ".join(lines),
         "merged": f"v{traced.result}",
         "rounded": _TYPES[rounded],
-        "round": _ROUND.get(rounded, f"({_TYPES[rounded]}){{}}").format("merged"),
-        "read": read,
+        "round": "to_bfloat16" if rounded == torch.bfloat16 else "",
+        "read": _read(rounded, "rounded"),
         "stored": _TYPES[stored],
-        "store": "rounded" if stored == rounded else f"({_TYPES[stored]})value",
+        "store": "rounded" if stored == rounded else "value",
     }
+
+
+def _read(dtype: torch.dtype, expression: str) -> str:
+    """Returns a C expression of `dtype` as a float."""
+    return f"from_bfloat16({expression})" if dtype == torch.bfloat16 else f"(float){expression}"

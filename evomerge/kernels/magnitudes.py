@@ -8,11 +8,10 @@ then needs a look at one block only.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import struct
-from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evomerge.kernels.fused import BLOCK, PIECE
-from evomerge.kernels.native import library
+from evomerge.kernels.fused import BLOCK, PIECE, pieces
+from evomerge.kernels.loops import Spans
 
 # A sample has so many runs of neighbours, about as many from each part of the tensor, and more where they would be
 # further apart than that: the more there are, the fewer elements are held. Of held tensors the runs are shorter.
@@ -40,71 +39,6 @@ _MOST_LISTED = 8192
 Bits = NDArray[np.int32]
 """Magnitudes, as the bits of float32."""
 
-_SOURCE = """\
-#include <stdint.h>
-#include <string.h>
-
-enum { TOGETHER = 2048, WORD = sizeof(uint64_t) };
-
-/* Counts what lies above high, and puts what lies from low to high into inside. */
-int64_t bracketed(int64_t count, const int32_t *bits, int32_t low, int32_t high, int64_t *above, int32_t *inside) {
-    int64_t found = 0;
-    *above = 0;
-    for (int64_t start = 0; start < count; start += TOGETHER) {
-        const int64_t here = start + TOGETHER < count ? TOGETHER : count - start;
-        int32_t larger = 0;
-        uint8_t within[TOGETHER] = {0};
-        for (int64_t i = 0; i < here; i++) {
-            larger += bits[start + i] > high;
-            within[i] = (bits[start + i] >= low) & (bits[start + i] <= high);
-        }
-        *above += larger;
-        /* Few are, so they are looked for word by word. */
-        for (int64_t i = 0; i < here; i += WORD) {
-            uint64_t some;
-            memcpy(&some, within + i, WORD);
-            for (int k = 0; some && k < WORD; k++)
-                if (within[i + k])
-                    inside[found++] = bits[start + i + k];
-        }
-    }
-    return found;
-}
-
-/* Counts what lies above value, and what equals it. */
-int64_t counted(int64_t count, const int32_t *bits, int32_t value, int64_t *above) {
-    int64_t equal = 0;
-    *above = 0;
-    for (int64_t start = 0; start < count; start += TOGETHER) {
-        const int64_t stop = start + TOGETHER < count ? start + TOGETHER : count;
-        int32_t larger = 0, same = 0;
-        for (int64_t i = start; i < stop; i++) {
-            larger += bits[i] > value;
-            same += bits[i] == value;
-        }
-        *above += larger;
-        equal += same;
-    }
-    return equal;
-}
-
-/* Which element is the rank-th that equals value; there are as many. */
-int64_t position(int64_t count, const int32_t *bits, int32_t value, int64_t rank) {
-    int64_t start = 0;
-    for (; start + TOGETHER < count; start += TOGETHER) {
-        int32_t equal = 0;
-        for (int64_t i = start; i < start + TOGETHER; i++)
-            equal += bits[i] == value;
-        if (equal >= rank)
-            break;
-        rank -= equal;
-    }
-    while (start < count && (bits[start] != value || --rank > 0))
-        start++;
-    return start;
-}
-"""
-
 
 class Threshold(NamedTuple):
     """Which elements are the k largest: those above `magnitude`, and those equal to it before `position`.
@@ -118,15 +52,6 @@ class Threshold(NamedTuple):
     magnitude: float
     below: float
     position: int
-
-    @classmethod
-    def of_none(cls, numel: int) -> Threshold:
-        """Returns the threshold for k = 0."""
-        return cls(math.inf, math.inf, numel)
-
-    def dropped_up_to(self, stop: int) -> float:
-        """Returns the largest magnitude that is dropped in the span that ends at `stop`: at the position or beyond."""
-        return self.magnitude if stop > self.position else self.below
 
 
 class Magnitudes:
@@ -164,23 +89,30 @@ class Magnitudes:
         """
         return self._recent(count)
 
+    def dropped(self, counts: Sequence[int]) -> Spans:
+        """Returns, for each of `counts`, the largest magnitude that is not among so many largest, in each span.
+
+        Args:
+            counts: from 0 to the number of elements.
+        """
+        none = Threshold(math.inf, math.inf, self._numel)
+        thresholds = [self.threshold(count) if count else none for count in counts]
+        stops = sorted({self._numel, *(threshold.position for threshold in thresholds)})
+        return tuple((stop, tuple(t.magnitude if stop > t.position else t.below for t in thresholds)) for stop in stops)
+
     def _find(self, count: int) -> Threshold:
         bits, rank, equals = self._order.find(count)
-        magnitude = _number(bits)
-        below = _number(bits - 1) if bits else -_number(1)
-        if rank == sum(equals):
+        magnitude, below = _number(bits), _number(bits - 1) if bits else -_number(1)
+        up_to = np.cumsum(equals)
+        if rank == up_to[-1]:
             return Threshold(magnitude, below, self._numel)
-        for index, here in enumerate(equals):
-            if rank <= here:
-                start = index * self._block
-                stop = min(start + self._block, self._numel)
-                return Threshold(magnitude, below, start + _position(self._bits(start, stop), bits, rank) + 1)
-            rank -= here
-        raise AssertionError("the blocks hold fewer equals than were counted")
+        index = int(np.searchsorted(up_to, rank))
+        start = index * self._block
+        found = np.flatnonzero(self._bits(start, min(start + self._block, self._numel)) == bits)
+        return Threshold(magnitude, below, start + int(found[rank - 1 - up_to[index] + equals[index]]) + 1)
 
     def _blocks(self) -> Iterator[Bits]:
-        for start in range(0, self._numel, self._block):
-            yield self._bits(start, min(start + self._block, self._numel))
+        return (self._bits(start, stop) for start, stop in pieces(self._numel, self._block))
 
     def _sample(self) -> Bits:
         if self._numel <= _WORTH_SAMPLING:
@@ -197,53 +129,6 @@ class Magnitudes:
             return self._held[start:stop]
         bits: Bits = self._read(start, stop).view(torch.int32).cpu().numpy()
         return bits
-
-
-def _number(bits: int) -> float:
-    number: float = struct.unpack("f", struct.pack("i", bits))[0]
-    return number
-
-
-@cache
-def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
-    """Declares the functions of `_SOURCE`, once."""
-    bits = (ctypes.c_int64, ctypes.c_void_p)
-    native.bracketed.argtypes = (*bits, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
-    native.counted.argtypes = (*bits, ctypes.c_int32, ctypes.c_void_p)
-    native.position.argtypes = (*bits, ctypes.c_int32, ctypes.c_int64)
-    for function in (native.bracketed, native.counted, native.position):
-        function.restype = ctypes.c_int64
-    return native
-
-
-def _bracketed(bits: Bits, low: int, high: int) -> tuple[int, Bits]:
-    """Returns how many lie above `high`, and those that lie from `low` to `high`, in their order."""
-    native = library(_SOURCE)
-    if native is None:
-        return int(np.count_nonzero(bits > high)), bits[(bits >= low) & (bits <= high)]
-    above, inside = ctypes.c_int64(), np.empty_like(bits)
-    bracketed = _declared(native).bracketed
-    found = bracketed(len(bits), bits.ctypes.data, low, high, ctypes.addressof(above), inside.ctypes.data)
-    return above.value, inside[:found].copy()
-
-
-def _counted(bits: Bits, value: int) -> tuple[int, int]:
-    """Returns how many lie above `value`, and how many equal it."""
-    native = library(_SOURCE)
-    if native is None:
-        return int(np.count_nonzero(bits > value)), int(np.count_nonzero(bits == value))
-    above = ctypes.c_int64()
-    equal: int = _declared(native).counted(len(bits), bits.ctypes.data, value, ctypes.addressof(above))
-    return above.value, equal
-
-
-def _position(bits: Bits, value: int, rank: int) -> int:
-    """Returns which element is the `rank`-th that equals `value`."""
-    native = library(_SOURCE)
-    if native is None:
-        return int(np.flatnonzero(bits == value)[rank - 1])
-    position: int = _declared(native).position(len(bits), bits.ctypes.data, value, rank)
-    return position
 
 
 class _Listed:
@@ -296,10 +181,10 @@ class _Sampled:
         if size:
             # Magnitudes of a tensor stored in bfloat16 are often equal, and the sample's own is the one.
             guess = int(self._sample[min(int(position), size - 1)])
-            larger, equals = zip(*(_counted(bits, guess) for bits in self._blocks()), strict=True)
-            rank = count - sum(larger)
+            found = [(_count(bits > guess), _count(bits == guess)) for bits in self._blocks()]
+            rank, equals = count - sum(larger for larger, _ in found), [equal for _, equal in found]
             if 0 < rank <= sum(equals):
-                return guess, rank, list(equals)
+                return guess, rank, equals
             least, most = (guess + 1, most) if rank <= 0 else (least, guess - 1)
         # Four standard deviations, for elements that are independent; where that was too few, there is another pass.
         margin = 2 * math.sqrt(size)
@@ -307,12 +192,21 @@ class _Sampled:
             first, last = math.floor(position - margin), math.ceil(position + margin)
             low = max(least, int(self._sample[first]) if first >= 0 and size else 0)
             high = min(most, int(self._sample[last]) if last < size else _LARGEST)
-            larger, inside = zip(*(_bracketed(bits, low, high) for bits in self._blocks()), strict=True)
-            few = np.concatenate(inside)
-            rank = count - sum(larger)
+            bracketed = [(_count(bits > high), bits[(bits >= low) & (bits <= high)]) for bits in self._blocks()]
+            few = np.concatenate([inside for _, inside in bracketed])
+            rank = count - sum(larger for larger, _ in bracketed)
             if 0 < rank <= len(few):
                 break
             margin *= 4
-        found = np.partition(few, len(few) - rank)[len(few) - rank]
-        rank -= int(np.count_nonzero(few > found))
-        return int(found), rank, [int(np.count_nonzero(own == found)) for own in inside]
+        value = np.partition(few, len(few) - rank)[len(few) - rank]
+        rank -= _count(few > value)
+        return int(value), rank, [_count(inside == value) for _, inside in bracketed]
+
+
+def _count(mask: NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(mask))
+
+
+def _number(bits: int) -> float:
+    number: float = struct.unpack("f", struct.pack("i", bits))[0]
+    return number

@@ -11,7 +11,7 @@ on the number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import BLOCK, PIECE, Fused, SourceTensor, combination, difference, displaced, distance
+from evomerge.kernels.fused import BLOCK, PIECE, Fused, LazyTensor, combination, difference, distance, pieces
 from evomerge.kernels.magnitudes import Magnitudes
 from evomerge.kernels.noise import noise_piece
 from evomerge.kernels.trace import Kernel
@@ -39,7 +39,7 @@ class Operands:
     """
 
     def __init__(
-        self, tensors: Sequence[SourceTensor], base: SourceTensor | None, name: str = "", *, kept: bool = False
+        self, tensors: Sequence[LazyTensor], base: LazyTensor | None, name: str = "", *, kept: bool = False
     ) -> None:
         self.tensors = tuple(tensors)
         self.base = base
@@ -48,10 +48,9 @@ class Operands:
         self._known: dict[Hashable, object] = {}
 
     @property
-    def required_base(self) -> SourceTensor:
-        """The base, for a method that declares that it needs one."""
-        assert self.base is not None
-        return self.base
+    def with_base(self) -> tuple[LazyTensor, ...]:
+        """The base, if there is one, then the tensors of the models."""
+        return self.tensors if self.base is None else (self.base, *self.tensors)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,21 +93,19 @@ class Operands:
 
     def weighted(self, coefficients: Sequence[float]) -> Fused:
         """Returns the merge B + sum of c_i (X_i - B); without a base, the sum of c_i X_i."""
-        if self.base is None:
-            return Fused.uniform(combination, self.tensors, coefficients)
-        return Fused.uniform(displaced, (self.base, *self.tensors), coefficients)
+        return Fused.uniform(combination, self.with_base, coefficients)
 
     def gram(self) -> np.ndarray:
         """Returns the inner products of all pairs, float64, of shape (n, n), measured once.
 
         Of the task vectors where there is a base, else of the models' tensors themselves.
         """
-        return self.once("gram", lambda: self._gram([partial(self.delta, model) for model in self._models]))
+        reads = [partial(self.delta, model) for model in range(len(self.tensors))]
+        return self.once("gram", lambda: _gram(reads, self.numel))
 
     def gram_with_base(self) -> np.ndarray:
-        """Returns the inner products of all pairs of tensors as they are, the base being the last, measured once."""
-        tensors = [*self.tensors, *([] if self.base is None else [self.base])]
-        return self.once("gram with base", lambda: self._gram([tensor.piece for tensor in tensors]))
+        """Returns the inner products of all pairs of `with_base`, the tensors themselves, measured once."""
+        return self.once("gram with base", lambda: _gram([tensor.piece for tensor in self.with_base], self.numel))
 
     def l1_norm(self, model: int) -> float:
         """Returns the sum of the magnitudes of a task vector, in float64, measured once."""
@@ -119,60 +116,51 @@ class Operands:
         read = partial(self.distance, model)
         return self.once(("magnitudes", model), lambda: Magnitudes(read, self.numel, kept=self.kept))
 
-    def noise(self, seed: int, model: int) -> SourceTensor:
-        """Returns the random numbers of model `model` as a further source, see `noise_piece`."""
+    def noise(self, seed: int, model: int) -> LazyTensor:
+        """Returns the random numbers of model `model` as a further tensor, see `noise_piece`."""
 
         def drawn(start: int, stop: int) -> Tensor:
+            first = start // PIECE
             parts = [
-                noise_piece(seed, model, self.name, first // PIECE, min(PIECE, self.numel - first))
-                for first in range(start // PIECE * PIECE, stop, PIECE)
+                noise_piece(seed, model, self.name, first + index, min(PIECE, self.numel - here))
+                for index, (here, _) in enumerate(pieces(stop, first=first * PIECE))
             ]
-            first = start // PIECE * PIECE
-            whole = torch.from_numpy(np.concatenate(parts))[start - first : stop - first]
+            whole = torch.from_numpy(np.concatenate(parts))[start - first * PIECE : stop - first * PIECE]
             return whole.to(self.device)
 
         return self.derived(("noise", seed, model), drawn)
 
-    def derived(self, key: Hashable, made: Callable[[int, int], Tensor]) -> SourceTensor:
-        """Returns a further source, of the shape of the tensors: made piece by piece, or in a search once and kept.
+    def derived(self, key: Hashable, made: Callable[[int, int], Tensor]) -> LazyTensor:
+        """Returns a further tensor of the same shape: made piece by piece, or in a search once and kept.
 
         Args:
             key: see `once`.
             made: (first element, element past the last) to these elements, flat.
         """
         if not self.kept or self.numel == 0:
-            return SourceTensor(self.shape, self.device, made)
-        held = self.once(key, lambda: made(0, self.numel))
-        return SourceTensor(self.shape, self.device, lambda start, stop: held[start:stop])
-
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Yields the first element and the one past the last of each piece."""
-        for start in range(0, self.numel, PIECE):
-            yield start, min(start + PIECE, self.numel)
+            return LazyTensor(self.shape, self.device, made)
+        return LazyTensor.of(self.once(key, lambda: made(0, self.numel)).view(self.shape))
 
     def total(self, term: Fused) -> float:
         """Returns the sum of the merged elements of `term`, in float64."""
         return math.fsum(
             float(block.sum(dtype=torch.float64))
-            for start, stop in self.pieces()
+            for start, stop in pieces(self.numel)
             for block in torch.split(term.values(start, stop), BLOCK)
         )
 
-    @property
-    def _models(self) -> range:
-        return range(len(self.tensors))
-
     def _compared(self, kernel: Kernel, model: int) -> Fused:
         base = () if self.base is None else (self.base,)
-        return self.once((kernel, model), lambda: Fused.uniform(kernel, (self.tensors[model], *base), ()))
+        return self.once((kernel, model), lambda: Fused.uniform(kernel, (*base, self.tensors[model]), ()))
 
-    def _gram(self, reads: Sequence[Callable[[int, int], Tensor]]) -> np.ndarray:
-        found = np.zeros((len(reads), len(reads)))
-        for start, stop in self.pieces():
-            parts = [read(start, stop) for read in reads]
-            for first in range(0, stop - start, BLOCK):
-                wide = [part[first : first + BLOCK].to(torch.float64) for part in parts]
-                for i, left in enumerate(wide):
-                    for j in range(i + 1):
-                        found[i, j] += float((left * wide[j]).sum())
-        return found + np.tril(found, -1).T
+
+def _gram(reads: Sequence[Callable[[int, int], Tensor]], numel: int) -> np.ndarray:
+    found = np.zeros((len(reads), len(reads)))
+    for start, stop in pieces(numel):
+        parts = [read(start, stop) for read in reads]
+        for first, end in pieces(stop - start, BLOCK):
+            wide = [part[first:end].to(torch.float64) for part in parts]
+            for i, left in enumerate(wide):
+                for j in range(i + 1):
+                    found[i, j] += float((left * wide[j]).sum())
+    return found + np.tril(found, -1).T

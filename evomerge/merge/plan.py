@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import MergeError
-from evomerge.kernels import Fused, Operands, SourceTensor
+from evomerge.kernels import Fused, LazyTensor, Operands, pieces
 from evomerge.methods import MergeMethod, Parameters
 from evomerge.recipe import Recipe
 
@@ -145,7 +145,7 @@ class Plan:
         parameters = self.parameters(job)
         if parameters is None:
             copied = operands.tensors[0]
-            for start, stop in operands.pieces():
+            for start, stop in pieces(job.info.numel):
                 yield Piece(start, stop, partial(_copy, copied, start, stop))
             return
         try:
@@ -156,7 +156,7 @@ class Plan:
             yield Piece(start, stop, partial(_merge, job, fused, start, stop))
 
 
-def _copy(source: SourceTensor, start: int, stop: int, output: Tensor) -> None:
+def _copy(source: LazyTensor, start: int, stop: int, output: Tensor) -> None:
     output.copy_(source.piece(start, stop))
 
 

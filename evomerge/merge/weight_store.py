@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, EvaluationError
-from evomerge.kernels import Operands, SourceTensor, all_finite
+from evomerge.kernels import LazyTensor, Operands, all_finite
 from evomerge.merge.plan import MERGED, Job
 
 Tier = Literal["device", "memory", "disk"]
@@ -173,13 +173,13 @@ class WeightStore:
     def _key(self, job: Job) -> Hashable:
         return job.info.name, job.inputs, job.base
 
-    def _tensor(self, model: str, name: str) -> SourceTensor:
+    def _tensor(self, model: str, name: str) -> LazyTensor:
         checkpoint, device = self._checkpoints[model], self.device
         shape = checkpoint.tensors[name].shape
         kept = self._kept.get((model, name))
 
         if kept is not None and kept.device == device:
-            return SourceTensor.of(kept)
+            return LazyTensor.of(kept)
 
         # Some methods read a tensor several times: what is small is held from the first piece to the last.
         small: list[Tensor] = []
@@ -193,4 +193,4 @@ class WeightStore:
                 return checkpoint.piece(name, start, stop).to(device)
             return kept.view(-1)[start:stop].to(device, non_blocking=True)
 
-        return SourceTensor(shape, device, piece)
+        return LazyTensor(shape, device, piece)

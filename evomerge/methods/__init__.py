@@ -44,35 +44,13 @@ __all__ = [
     "Value",
 ]
 
+_MEANS = (LINEAR, SLERP, NUSLERP, MULTISLERP, KARCHER)
+_TASK_VECTORS = (TASK_ARITHMETIC, TIES, DARE_LINEAR, DARE_TIES, DELLA, DELLA_LINEAR, BREADCRUMBS, BREADCRUMBS_TIES)
+_ELEMENTS = (MODEL_STOCK, SCE, RAM, RAMPLUS_TL, NEARSWAP, ARCEE_FUSION)
+_MATRICES = (TSV, ISO_C, WUDI)
+
 METHODS: Mapping[str, MergeMethod] = MappingProxyType(
-    {
-        merge_method.name: merge_method
-        for merge_method in (
-            LINEAR,
-            SLERP,
-            NUSLERP,
-            MULTISLERP,
-            KARCHER,
-            TASK_ARITHMETIC,
-            TIES,
-            DARE_LINEAR,
-            DARE_TIES,
-            DELLA,
-            DELLA_LINEAR,
-            BREADCRUMBS,
-            BREADCRUMBS_TIES,
-            MODEL_STOCK,
-            SCE,
-            RAM,
-            RAMPLUS_TL,
-            NEARSWAP,
-            ARCEE_FUSION,
-            TSV,
-            ISO_C,
-            WUDI,
-            PASSTHROUGH,
-        )
-    }
+    {method.name: method for method in (*_MEANS, *_TASK_VECTORS, *_ELEMENTS, *_MATRICES, PASSTHROUGH)}
 )
 """Every merge method by the name that recipes use."""
 

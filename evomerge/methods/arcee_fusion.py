@@ -8,11 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused, SourceTensor, combination
-from evomerge.kernels.lines import Lines
-from evomerge.kernels.magnitudes import Magnitudes
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element
+from evomerge.kernels import Element, Fused, Lines, Magnitudes, Operands, combination
 from evomerge.methods.method import MergeMethod, Parameters
 
 # Added to probabilities, so that their ratio has a logarithm.
@@ -22,18 +18,18 @@ _NO_DIVERGENCE = 1e-14
 
 
 def _arcee_fusion(operands: Operands, _: Parameters) -> Fused:
-    ends = (operands.required_base, operands.tensors[0])
     if operands.numel == 0:
-        return Fused.uniform(combination, ends, (0.0, 1.0))
+        return Fused.uniform(combination, operands.with_base, (0.0, 1.0))
     divergence = Lines(operands, columns=False).spread(operands.once("divergence", lambda: _divergences(operands)))
-    threshold = operands.once("threshold", lambda: _threshold(operands, divergence))
+    inputs = (*operands.with_base, divergence)
+    threshold = operands.once("threshold", lambda: _threshold(Fused.uniform(_importance, inputs, ()), operands.numel))
     if threshold <= 0:
-        return Fused.uniform(combination, ends, (0.0, 1.0))
+        return Fused.uniform(combination, operands.with_base, (0.0, 1.0))
     # The least float32 that is not below the threshold.
     least = np.float32(threshold)
     if least < threshold:
         least = np.nextafter(least, np.float32(np.inf))
-    return Fused.uniform(_fuse, (*ends, divergence), (float(least),))
+    return Fused.uniform(_fuse, inputs, (float(least),))
 
 
 def _divergences(operands: Operands) -> Tensor:
@@ -41,23 +37,19 @@ def _divergences(operands: Operands) -> Tensor:
     lines = Lines(operands, columns=False)
     found = []
     for first, stop in lines.groups():
-        p, q = (
-            tensor.piece(first * lines.length, stop * lines.length).double().view(-1, lines.length).softmax(dim=1)
-            + _LEAST
-            for tensor in (operands.tensors[0], operands.required_base)
-        )
+        rows = [tensor.piece(first * lines.length, stop * lines.length) for tensor in operands.with_base]
+        q, p = (row.double().view(-1, lines.length).softmax(dim=1) + _LEAST for row in rows)
         divergence = (p * (p / q).log()).sum(dim=1)
         found.append(divergence.masked_fill_(divergence < _NO_DIVERGENCE, 0).float())
     return torch.cat(found)
 
 
-def _threshold(operands: Operands, divergence: SourceTensor) -> float:
+def _threshold(importance: Fused, numel: int) -> float:
     """Returns the median plus 1.5 times the interquartile range of the importances, exactly."""
-    importance = Fused.uniform(_importance, (operands.required_base, operands.tensors[0], divergence), ())
-    order = Magnitudes(importance.values, operands.numel)
+    order = Magnitudes(importance.values, numel)
 
     def quantile(share: float) -> float:
-        return order.threshold(operands.numel - int(share * (operands.numel - 1))).magnitude
+        return order.threshold(numel - int(share * (numel - 1))).magnitude
 
     return quantile(0.5) + 1.5 * (quantile(0.75) - quantile(0.25))
 
@@ -65,7 +57,7 @@ def _threshold(operands: Operands, divergence: SourceTensor) -> float:
 def _importance(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
     """The kernel of |d| times the divergence."""
     base, tensor, divergence = blocks
-    # Not a number has a sign too.
+    # NaN has a sign too, which the order of bits must not see.
     return abs((tensor - base) * divergence)
 
 
@@ -79,7 +71,6 @@ ARCEE_FUSION = MergeMethod(
     name="arcee_fusion",
     summary="The base with those elements of another model that changed most in the rows that changed most.",
     paper="https://arcee.ai",
-    parameters=(),
     base="endpoint",
     models=(1, 1),
     merge=_arcee_fusion,

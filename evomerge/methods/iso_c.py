@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused, SourceTensor
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands
 from evomerge.methods.matrices import LAMBDA, WEIGHT, added, is_matrix, latest, mean_of_parts, right_singular, tall
 from evomerge.methods.method import MergeMethod, Parameters
 
 
 def _iso_c(operands: Operands, parameters: Parameters) -> Fused:
-    weights = tuple(float(own["weight"]) for own in parameters.models)
     if not is_matrix(operands):
         return mean_of_parts(operands, parameters)
-    (matrix,) = latest(operands, weights, lambda: (_isotropic(operands, weights),))
-    scale = float(parameters.shared["lambda"])
-    return Fused.uniform(added, (operands.required_base, SourceTensor.of(matrix)), (scale,))
+    weights = parameters.weights
+    matrices = latest(operands, tuple(weights), lambda: [_isotropic(operands, weights)])
+    return added(operands, matrices, [float(parameters.shared["lambda"])])
 
 
-def _isotropic(operands: Operands, weights: tuple[float, ...]) -> Tensor:
+def _isotropic(operands: Operands, weights: Sequence[float]) -> Tensor:
     """Returns the weighted sum of the task vectors with all singular values replaced by their mean."""
     rows, columns = operands.shape
     total = operands.whole_delta(0).double().mul_(weights[0])
@@ -38,8 +38,6 @@ ISO_C = MergeMethod(
     summary="The weighted sum of the task vectors, with all singular values of a matrix made alike.",
     paper="https://arxiv.org/abs/2502.04959",
     parameters=(WEIGHT, LAMBDA),
-    base="required",
-    models=(1, None),
     merge=_iso_c,
     kept_bytes=4,
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.kernels.fused import Fused
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # sin theta under which the way from the mean to a unit vector is nowhere, or, at the other pole, everywhere.
@@ -73,7 +72,6 @@ KARCHER = MergeMethod(
         Parameter("tol", "The length of a step at which to stop.", default=1e-5, low=0.0, start=1e-5),
     ),
     base="unused",
-    models=(1, None),
     merge=_karcher,
 )
 """The Karcher mean of the models' directions, at the mean of their norms; a base is one more model.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from evomerge.errors import MergeError
-from evomerge.kernels.fused import Fused, combination
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # Below this magnitude the weights are taken to cancel; dividing by their sum would only magnify rounding.
@@ -14,9 +13,8 @@ _NO_WEIGHT = 1e-8
 
 
 def _linear(operands: Operands, parameters: Parameters) -> Fused:
-    weights = shares(parameters, "linear", "normalize")
     # Wortsman et al., §2: theta = sum_i w_i theta_i / sum_i w_i
-    return Fused.uniform(combination, operands.tensors, weights)
+    return Fused.uniform(combination, operands.tensors, shares(parameters, "linear", "normalize"))
 
 
 def shares(parameters: Parameters, method: str, flag: str) -> list[float]:
@@ -25,7 +23,7 @@ def shares(parameters: Parameters, method: str, flag: str) -> list[float]:
     Raises:
         MergeError: they are to be divided, and cancel.
     """
-    weights = [float(own["weight"]) for own in parameters.models]
+    weights = parameters.weights
     if not parameters.shared[flag]:
         return weights
     total = math.fsum(weights)
@@ -46,7 +44,6 @@ LINEAR = MergeMethod(
         Parameter("normalize", "Divide by the sum of the weights.", kind="bool", default=True),
     ),
     base="unused",
-    models=(1, None),
     merge=_linear,
 )
 """Weighted mean: sum of w_i X_i, divided by the sum of w_i where `normalize` is true.

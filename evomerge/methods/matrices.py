@@ -7,9 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused, SourceTensor, combination
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element
+from evomerge.kernels import Element, Fused, LazyTensor, Operands, combination
 from evomerge.methods.method import Parameter, Parameters
 
 WEIGHT = Parameter("weight", "What the task's part is multiplied by.", per_model=True, default=1.0, start=1.0)
@@ -35,18 +33,17 @@ def merged_matrices(
         key: what the matrices depend on beside the tensors and who takes part. A search keeps those of the last key.
         prepare: the indices of the models that take part to their M_i, float32.
     """
-    weights = [float(own["weight"]) for own in parameters.models]
+    weights = parameters.weights
     active = [model for model, weight in enumerate(weights) if weight != 0]
     if not is_matrix(operands) or not active:
         return mean_of_parts(operands, parameters)
     matrices = latest(operands, (key, *active), lambda: prepare(active))
-    inputs = (operands.required_base, *(SourceTensor.of(matrix) for matrix in matrices))
-    return Fused.uniform(added, inputs, [float(parameters.shared["lambda"]) * weights[model] for model in active])
+    return added(operands, matrices, [float(parameters.shared["lambda"]) * weights[model] for model in active])
 
 
 def mean_of_parts(operands: Operands, parameters: Parameters) -> Fused:
     """Returns B + lambda times the mean of w_i d_i over the models with a weight."""
-    weights = [float(own["weight"]) for own in parameters.models]
+    weights = parameters.weights
     scale = float(parameters.shared["lambda"]) / max(1, sum(weight != 0 for weight in weights))
     return operands.weighted([scale * weight for weight in weights])
 
@@ -89,7 +86,11 @@ def right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[:count], vectors.flip(1)[:, :count]
 
 
-def added(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
-    """The kernel of the first block plus the weighted sum of the others."""
+def added(operands: Operands, matrices: Sequence[Tensor], weights: Sequence[float]) -> Fused:
+    """Returns the merge B + the weighted sum of `matrices`."""
+    return Fused.uniform(_added, (*operands.with_base[:1], *map(LazyTensor.of, matrices)), weights)
+
+
+def _added(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
     base, *matrices = blocks
     return base + combination(matrices, numbers)

@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 
 from evomerge.errors import MergeError
-from evomerge.kernels.fused import Fused
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands
 
 Value = float | bool
 """What a parameter may be: a number or a flag (an int is a float to the type checker)."""
@@ -52,9 +51,7 @@ class Parameter:
             return f"{words} from {self.low:g} to {self.high:g}"
         if math.isfinite(self.low):
             return f"{words}, {self.low:g} or more"
-        if math.isfinite(self.high):
-            return f"{words}, {self.high:g} or less"
-        return words
+        return f"{words}, {self.high:g} or less" if math.isfinite(self.high) else words
 
     def fault(self, value: object) -> str | None:
         """Returns what is wrong with `value`, naming it and what was expected; None where it is valid."""
@@ -82,6 +79,11 @@ class Parameters:
     shared: Mapping[str, Value]
     models: tuple[Mapping[str, Value], ...]
 
+    @property
+    def weights(self) -> list[float]:
+        """Each model's ``weight``, for a method that has one."""
+        return [float(own["weight"]) for own in self.models]
+
 
 Merge = Callable[[Operands, Parameters], Fused]
 """The function of a method: it measures what it needs, and says what is done to each element."""
@@ -95,21 +97,21 @@ class MergeMethod:
         name: as a recipe spells it after ``merge_method:``.
         summary: one line, for ``--help`` and the docs.
         paper: the URL of its source.
+        merge: the function; call the method itself.
         parameters: all that it takes.
         base: ``required``: deltas are taken from it; ``endpoint``: it is one of the two models, the one at
             t = 0; ``optional``: used where given; ``unused``: ignored.
         models: the fewest and the most tensors it merges, the base not counted; None is no limit.
-        merge: the function; call the method itself.
         kept_bytes: the bytes that a search keeps beside the sources, for each element of each model.
     """
 
     name: str
     summary: str
     paper: str
-    parameters: tuple[Parameter, ...]
-    base: Literal["required", "endpoint", "optional", "unused"]
-    models: tuple[int, int | None]
     merge: Merge
+    parameters: tuple[Parameter, ...] = ()
+    base: Literal["required", "endpoint", "optional", "unused"] = "required"
+    models: tuple[int, int | None] = (1, None)
     kept_bytes: int = 0
 
     def __call__(self, operands: Operands, parameters: Parameters) -> Fused:
@@ -125,8 +127,7 @@ class MergeMethod:
         Raises:
             MergeError: the tensors are not of one shape and on one device, or the values do not go together.
         """
-        base = () if operands.base is None else (operands.base,)
-        found = {(tensor.shape, tensor.device) for tensor in (*operands.tensors, *base)}
+        found = {(tensor.shape, tensor.device) for tensor in operands.with_base}
         if len(found) > 1:
             spelled = ", ".join(sorted(f"{list(shape)} on {device}" for shape, device in found))
             raise MergeError(f"{self.name}: expected tensors of one shape on one device, found {spelled}")
@@ -138,13 +139,12 @@ class MergeMethod:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Has torch compute with one thread meanwhile, where it is called from."""
+    """Has torch compute with one thread meanwhile, in the thread that calls it."""
     before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
+    if before > 1:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if before > 1:
+            torch.set_num_threads(before)

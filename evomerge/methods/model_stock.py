@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused
-from evomerge.kernels.lines import Lines
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Lines, Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # Two norms whose product is smaller than this have no angle between them.
@@ -47,7 +45,6 @@ MODEL_STOCK = MergeMethod(
     summary="Between the base and the mean of a few fine-tunes of it, by the angle between them.",
     paper="https://arxiv.org/abs/2403.19522",
     parameters=(Parameter("filter_wise", "Measure the angle for each row of a tensor.", kind="bool", default=False),),
-    base="required",
     models=(2, None),
     merge=_model_stock,
 )

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from evomerge.kernels.fused import Fused, combination
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands, combination
 from evomerge.methods.linear import shares
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
@@ -43,7 +42,6 @@ MULTISLERP = MergeMethod(
         Parameter("eps", "What is added to norms before dividing by them.", default=1e-8, low=0.0, start=1e-8),
     ),
     base="optional",
-    models=(1, None),
     merge=_multislerp,
 )
 """The weighted mean of the directions of the models (of the task vectors, where there is a base), at the length

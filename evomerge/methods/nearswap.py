@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.kernels.fused import Fused, combination
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element, maximum
+from evomerge.kernels import Element, Fused, Operands, combination, maximum
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # Elements nearer than this are taken to be this far apart.
@@ -14,9 +12,8 @@ _NEAREST = 1e-6
 
 
 def _nearswap(operands: Operands, parameters: Parameters) -> Fused:
-    ends = (operands.required_base, operands.tensors[0])
-    t = float(parameters.shared["t"])
-    # The kernel goes out from the other model, so that nothing is rounded where it takes that; nor is it here.
+    ends, t = operands.with_base, float(parameters.shared["t"])
+    # The kernel starts from the other model, whose elements it takes over without rounding; so is the base here.
     return Fused.uniform(near, ends, (t,)) if t > 0 else Fused.uniform(combination, ends, (1.0, 0.0))
 
 

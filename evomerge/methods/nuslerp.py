@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused
-from evomerge.kernels.lines import Lines
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Lines, Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # Under this magnitude the weights are taken to cancel, and the middle is taken.

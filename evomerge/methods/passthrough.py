@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.kernels.fused import Fused, combination
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 

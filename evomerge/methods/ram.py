@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from evomerge.kernels.fused import Fused, combination
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element, hardshrink, maximum, total
+from evomerge.kernels import Element, Fused, Operands, combination, hardshrink, maximum, pieces, total
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 _EPSILON = Parameter(
@@ -17,9 +15,7 @@ _EPSILON = Parameter(
 
 
 def _ram(operands: Operands, parameters: Parameters) -> Fused:
-    return Fused.uniform(
-        active_mean, (operands.required_base, *operands.tensors), (float(parameters.shared["epsilon"]),)
-    )
+    return Fused.uniform(active_mean, operands.with_base, (float(parameters.shared["epsilon"]),))
 
 
 def _ramplus(operands: Operands, parameters: Parameters) -> Fused:
@@ -30,14 +26,14 @@ def _ramplus(operands: Operands, parameters: Parameters) -> Fused:
         rho = shared / unique if unique else 0.0
         # lambda_i - 1 = r clip(rho_i, 0, alpha)
         extra.append(r * min(rho, alpha))
-    return Fused.uniform(active_mean, (operands.required_base, *operands.tensors), (epsilon, *extra))
+    return Fused.uniform(active_mean, operands.with_base, (epsilon, *extra))
 
 
 def _counts(operands: Operands, epsilon: float) -> list[tuple[int, int]]:
     """Returns, for each model, how many elements it changed and others too, and how many it changed alone."""
     models = range(len(operands.tensors))
     both, alone = [0 for _ in models], [0 for _ in models]
-    for start, stop in operands.pieces():
+    for start, stop in pieces(operands.numel):
         changed = [operands.distance(i, start, stop) > epsilon for i in models]
         by_one = torch.stack(changed).sum(dim=0) == 1
         for i in models:
@@ -70,8 +66,6 @@ RAM = MergeMethod(
     summary="The base plus, at each element, the mean of the task vectors that changed it.",
     paper="https://arxiv.org/abs/2601.13572",
     parameters=(_EPSILON,),
-    base="required",
-    models=(1, None),
     merge=_ram,
 )
 """B plus the mean of those d_i whose magnitude exceeds `epsilon`, element by element.
@@ -88,8 +82,6 @@ RAMPLUS_TL = MergeMethod(
         Parameter("alpha", "The highest ratio to count.", default=0.2, low=0.0, start=0.2),
         _EPSILON,
     ),
-    base="required",
-    models=(1, None),
     merge=_ramplus,
 )
 """RAM, where elements that only model i changed are multiplied by 1 + r clip(shared_i / unique_i, 0, alpha).

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused, SourceTensor, combination
-from evomerge.kernels.magnitudes import Magnitudes
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element, maximum
+from evomerge.kernels import Element, Fused, LazyTensor, Magnitudes, Operands, combination, maximum
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.sparsifiers import Spans
 from evomerge.methods.task_arithmetic import elected
 
 # Where the mean squares of all task vectors sum to less, models count alike.
@@ -22,25 +19,22 @@ _LEAST_WEIGHT = 1e-6
 
 
 def _sce(operands: Operands, parameters: Parameters) -> Fused:
-    models, topk = range(len(operands.tensors)), float(parameters.shared["select_topk"])
-    inputs = (operands.required_base, *operands.tensors)
+    topk = float(parameters.shared["select_topk"])
     if topk >= 1 or operands.numel == 0:
         squares = operands.gram().diagonal().tolist()
-        return Fused.uniform(_erase, inputs, _weights(squares, operands.numel))
+        return Fused.uniform(_erase, operands.with_base, _weights(squares, operands.numel))
     # A search keeps the variances.
     variance = operands.derived("variance", partial(_variance, operands))
-    count = int(
-        topk * operands.once("differing", lambda: int(operands.total(Fused.uniform(_differing, (variance,), ()))))
-    )
+    differing = operands.once("differing", lambda: operands.total(Fused.uniform(_differing, (variance,), ())))
+    count = int(topk * int(differing))
     if count == 0:
         # Nothing is selected; times zero, so that what is not a number stays so.
-        return operands.weighted([0.0] * len(models))
-    threshold = operands.once("variances", lambda: _order(operands, variance)).threshold(count)
-    stops = sorted({operands.numel, threshold.position})
-    cuts: Spans = tuple((stop, (threshold.dropped_up_to(stop),)) for stop in stops)
-    squares = [Fused(_selected_square, (operands.required_base, tensor, variance), cuts) for tensor in operands.tensors]
+        return operands.weighted([0.0] * len(operands.tensors))
+    cuts = operands.once("variances", lambda: _order(operands, variance)).dropped([count])
+    base, *tensors = operands.with_base
+    squares = [Fused(_selected_square, (base, tensor, variance), cuts) for tensor in tensors]
     weights = _weights([operands.total(square) for square in squares], operands.numel)
-    return Fused(_select_and_erase, (*inputs, variance), tuple((stop, (*weights, *cut)) for stop, cut in cuts))
+    return Fused(_select_and_erase, (base, *tensors, variance), tuple((stop, (*weights, *cut)) for stop, cut in cuts))
 
 
 def _weights(squares: Sequence[float], numel: int) -> list[float]:
@@ -54,9 +48,8 @@ def _weights(squares: Sequence[float], numel: int) -> list[float]:
 def _variance(operands: Operands, start: int, stop: int) -> Tensor:
     """Returns the population variance of the task vectors at each element, flat, float32."""
     deltas = [operands.delta(i, start, stop).double() for i in range(len(operands.tensors))]
-    mean = sum(deltas[1:], start=deltas[0]) / len(deltas)
-    squares = [(delta - mean).square_() for delta in deltas]
-    return (sum(squares[1:], start=squares[0]) / len(deltas)).float()
+    mean = reduce(add, deltas) / len(deltas)
+    return (reduce(add, [(delta - mean).square_() for delta in deltas]) / len(deltas)).float()
 
 
 def _selected_square(blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
@@ -71,8 +64,8 @@ def _differing(blocks: Sequence[Element], _: Sequence[Element]) -> Element:
     return blocks[0] > 0
 
 
-def _order(operands: Operands, variance: SourceTensor) -> Magnitudes:
-    # Not a number has a sign too.
+def _order(operands: Operands, variance: LazyTensor) -> Magnitudes:
+    # NaN has a sign too, which the order of bits must not see.
     return Magnitudes(lambda a, b: variance.piece(a, b).abs(), operands.numel, kept=operands.kept)
 
 
@@ -104,8 +97,6 @@ SCE = MergeMethod(
             "select_topk", "The share of the differing elements to keep.", default=1.0, low=0.0, high=1.0, start=1.0
         ),
     ),
-    base="required",
-    models=(1, None),
     merge=_sce,
     kept_bytes=4,
 )

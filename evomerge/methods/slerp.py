@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evomerge.kernels.fused import Fused, combination
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element
+from evomerge.kernels import Element, Fused, Operands, combination
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
 # A vector this short has no direction; it is used as it is, so its cosine with anything is about zero.
@@ -17,7 +15,7 @@ _PARALLEL = 0.9995
 
 
 def _slerp(operands: Operands, parameters: Parameters) -> Fused:
-    ends = (operands.required_base, operands.tensors[0])
+    ends = operands.with_base
     t = float(parameters.shared["t"])
     products = operands.gram_with_base()
     cosine = products[0, 1] / (_divisor(products[0, 0]) * _divisor(products[1, 1]))

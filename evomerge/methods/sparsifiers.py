@@ -8,8 +8,9 @@ part of the one pass that merges; whatever is slow about the choice is measured 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,18 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.kernels.fused import Fused, SourceTensor
-from evomerge.kernels.magnitudes import Threshold
+from evomerge.kernels import Element, Fused, LazyTensor, Operands, Spans, hardshrink, pieces
+from evomerge.kernels.fused import difference
 from evomerge.kernels.noise import FIRST, LEVELS, as_numbers, cut, number_of
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element, hardshrink
 from evomerge.methods.method import Parameter, Value
 
-Spans = tuple[tuple[int, tuple[float, ...]], ...]
-"""(element past the last, numbers that hold up to there), ascending."""
+Thin = Callable[[Element, Iterator[Element], Iterator[Element]], Element]
+"""(element of the task vector, the further blocks, the numbers) to the element, or zero where it is dropped.
 
-Thin = Callable[[Element, Sequence[Element], Sequence[Element]], Element]
-"""See `Thinned.thin`."""
+It takes its own from the blocks and numbers, in the order of `Thinned`, and leaves those that follow."""
 
 # Rows are ranked in groups of about so many elements, so that memory is not bounded by the tensor.
 _RANKED_TOGETHER = 1 << 21
@@ -39,15 +37,15 @@ class Thinned:
     """What one task vector keeps.
 
     Attributes:
-        inputs: what is read beside the task vector.
-        spans: the numbers that `thin` takes after the task vector, of each span.
-        thin: (element of the task vector, of each of `inputs`, numbers) to the element, or zero where it is dropped.
-        norm: gives the sum of the magnitudes that are kept.
+        thin: the kernel that drops elements.
+        inputs: what it reads beside the task vector.
+        spans: the numbers that it takes, of each span.
+        norm: returns the sum of the magnitudes that are kept.
     """
 
-    inputs: tuple[SourceTensor, ...]
-    spans: Spans
     thin: Thin
+    inputs: tuple[LazyTensor, ...]
+    spans: Spans
     norm: Callable[[], float]
 
 
@@ -83,29 +81,22 @@ EPSILON = Parameter(
 """Half the difference between the chances of a row's smallest and largest element."""
 
 
-def _trim(delta: Element, _: Sequence[Element], numbers: Sequence[Element]) -> Element:
-    (least,) = numbers
-    return hardshrink(delta, least)
+def keep_all(delta: Element, _: Iterator[Element], __: Iterator[Element]) -> Element:
+    """The kernel that drops nothing."""
+    return delta
 
 
-def _trim_outliers(delta: Element, _: Sequence[Element], numbers: Sequence[Element]) -> Element:
-    least, most = numbers
+def _trim(delta: Element, _: Iterator[Element], numbers: Iterator[Element]) -> Element:
+    return hardshrink(delta, next(numbers))
+
+
+def _trim_outliers(delta: Element, _: Iterator[Element], numbers: Iterator[Element]) -> Element:
     # What exceeds the one without what exceeds the other too; exact.
-    return hardshrink(delta, least) - hardshrink(delta, most)
+    return hardshrink(delta, next(numbers)) - hardshrink(delta, next(numbers))
 
 
-def _drop_at_random(delta: Element, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
-    (noise,), (cut,) = blocks, numbers
-    return delta * (noise < cut)
-
-
-def _largest(operands: Operands, model: int, counts: Sequence[int]) -> Spans:
-    """Returns, for each of the counts, the magnitude up to which elements are not among so many largest."""
-    thresholds = [
-        operands.magnitudes(model).threshold(count) if count else Threshold.of_none(operands.numel) for count in counts
-    ]
-    stops = sorted({operands.numel, *(threshold.position for threshold in thresholds)})
-    return tuple((stop, tuple(threshold.dropped_up_to(stop) for threshold in thresholds)) for stop in stops)
+def _drop_at_random(delta: Element, blocks: Iterator[Element], numbers: Iterator[Element]) -> Element:
+    return delta * (next(blocks) < next(numbers))
 
 
 @dataclass(frozen=True)
@@ -115,30 +106,25 @@ class _Kept:
     thin: Thin
 
     def __call__(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
-        tensor, base = blocks
-        return abs(self.thin(tensor - base, (), numbers))
+        return abs(self.thin(difference(blocks, ()), iter(()), iter(numbers)))
 
 
-def _trimmed(operands: Operands, model: int, spans: Spans, thin: Thin) -> Thinned:
-    """Returns what is kept where nothing is random: its norm is a sum over all elements."""
-    magnitudes = Fused(_Kept(thin), (operands.tensors[model], operands.required_base), spans)
-    return Thinned((), spans, thin, lambda: operands.total(magnitudes))
+def _trimmed(operands: Operands, model: int, thin: Thin, counts: Sequence[int]) -> Thinned:
+    """Returns what is kept by the magnitudes of the `counts` largest elements: its norm is a sum over all elements."""
+    spans = operands.magnitudes(model).dropped(counts)
+    magnitudes = Fused(_Kept(thin), (*operands.with_base[:1], operands.tensors[model]), spans)
+    return Thinned(thin, (), spans, lambda: operands.total(magnitudes))
 
 
 def _by_magnitude(operands: Operands, model: int, values: Mapping[str, Value], _seed: int) -> Thinned:
     # At least one is kept, however short the tensor.
-    count = max(1, int(values["density"] * operands.numel))
-    return _trimmed(operands, model, _largest(operands, model, (count,)), _trim)
+    return _trimmed(operands, model, _trim, [max(1, int(values["density"] * operands.numel))])
 
 
 def _without_outliers(operands: Operands, model: int, values: Mapping[str, Value], _seed: int) -> Thinned:
     kept, top = (int(values[name] * operands.numel) for name in ("density", "gamma"))
     top = min(top, operands.numel - kept)
-    if kept == 0:
-        spans: Spans = ((operands.numel, (math.inf, math.inf)),)
-    else:
-        spans = _largest(operands, model, (kept + top, top))
-    return _trimmed(operands, model, spans, _trim_outliers)
+    return _trimmed(operands, model, _trim_outliers, [kept + top, top] if kept else [0, 0])
 
 
 def _at_random(operands: Operands, model: int, values: Mapping[str, Value], seed: int) -> Thinned:
@@ -152,18 +138,12 @@ def _by_rank(operands: Operands, model: int, values: Mapping[str, Value], seed: 
             f"density is {density:g} and epsilon {epsilon:g}, so chances would go from {density - epsilon:g} to "
             f"{density + epsilon:g}; expected both inside (0, 1), make epsilon smaller"
         )
-    noise = operands.noise(seed, model)
-
-    def ranked(start: int, stop: int) -> Tensor:
-        return _noise_by_rank(operands, model, noise, epsilon, start, stop)
-
+    ranked = partial(_noise_by_rank, operands, model, operands.noise(seed, model), epsilon)
     by_rank = operands.derived(("della", seed, model, epsilon), ranked)
     return _random(operands, model, by_rank, density, ("della", seed, epsilon))
 
 
-def _noise_by_rank(
-    operands: Operands, model: int, noise: SourceTensor, epsilon: float, start: int, stop: int
-) -> Tensor:
+def _noise_by_rank(operands: Operands, model: int, noise: LazyTensor, epsilon: float, start: int, stop: int) -> Tensor:
     """Returns random whole numbers that keep an element with its own chance when compared with one cut for all.
 
     An element of rank r in its row of n is kept where u < rho - epsilon + 2 epsilon (r - 1)/(n - 1); that is, where
@@ -172,10 +152,9 @@ def _noise_by_rank(
     # Ranks are taken along dimension 1; a vector is one row.
     shape = operands.shape if len(operands.shape) > 1 else (1, operands.numel)
     row = math.prod(shape[1:])
-    rows = max(1, _RANKED_TOGETHER // row)
+    rows = -(-stop // row)
     parts = []
-    for first in range(start // row, -(-stop // row), rows):
-        last = min(first + rows, -(-stop // row))
+    for first, last in pieces(rows, max(1, _RANKED_TOGETHER // row), start // row):
         magnitudes = operands.distance(model, first * row, last * row).view(last - first, *shape[1:])
         ranks = magnitudes.argsort(dim=1, stable=True).argsort(dim=1).to(torch.float64)
         # The only element of a row has no rank: its chance is rho itself.
@@ -188,24 +167,22 @@ def _noise_by_rank(
     return whole[start - offset : stop - offset]
 
 
-def _random(operands: Operands, model: int, noise: SourceTensor, density: float, key: tuple[object, ...]) -> Thinned:
+def _random(operands: Operands, model: int, noise: LazyTensor, density: float, key: tuple[object, ...]) -> Thinned:
     level = cut(density)
 
     def norm() -> float:
-        def table() -> NDArray[np.float64]:
-            return _norms_by_cut(operands, model, noise)
-
+        table = partial(_norms_by_cut, operands, model, noise)
         norms = operands.once(("norms", model, *key), table) if operands.kept else table()
         return float(norms[level - 1])
 
-    numbers = SourceTensor(noise.shape, noise.device, lambda start, stop: as_numbers(noise.piece(start, stop)))
-    return Thinned((numbers,), ((operands.numel, (number_of(level),)),), _drop_at_random, norm)
+    numbers = LazyTensor(noise.shape, noise.device, lambda start, stop: as_numbers(noise.piece(start, stop)))
+    return Thinned(_drop_at_random, (numbers,), ((operands.numel, (number_of(level),)),), norm)
 
 
-def _norms_by_cut(operands: Operands, model: int, noise: SourceTensor) -> NDArray[np.float64]:
+def _norms_by_cut(operands: Operands, model: int, noise: LazyTensor) -> NDArray[np.float64]:
     """Returns, for each cut from 1 on, the sum of the magnitudes that it keeps."""
     norms = np.zeros(FIRST + LEVELS)
-    for start, stop in operands.pieces():
+    for start, stop in pieces(operands.numel):
         magnitudes = operands.distance(model, start, stop).cpu().numpy()
         levels = noise.piece(start, stop).cpu().numpy()
         norms += np.bincount(levels, magnitudes, len(norms))

@@ -11,16 +11,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from evomerge.kernels.fused import Fused, SourceTensor, combination
-from evomerge.kernels.operands import Operands
-from evomerge.kernels.trace import Element, total
+from evomerge.kernels import Element, Fused, LazyTensor, Operands, Spans, combination, total
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
-from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Spans, Sparsifier, Thin
+from evomerge.methods.sparsifiers import MAGNITUDE, OUTLIERS, RANDOM, RANKED, Sparsifier, Thin, keep_all
 
 # Under this L1 norm a task vector is taken to be zero and is not rescaled.
 _NO_NORM = 1e-7
 # Under this magnitude the weights are taken to cancel, and the sum is not divided by theirs.
 _NO_WEIGHT = 1e-8
+
+
+class _Part(NamedTuple):
+    """What one model adds.
+
+    Attributes:
+        weight: w_i, its vote and its share in the divisor.
+        thin: how its task vector is thinned out.
+        inputs: its tensor, and what thinning reads.
+        spans: what its task vector is multiplied by (w_i, rescaled), then the numbers for `thin`.
+    """
+
+    weight: float
+    thin: Thin
+    inputs: tuple[LazyTensor, ...]
+    spans: Spans
 
 
 @dataclass(frozen=True)
@@ -37,19 +51,15 @@ class _Composition:
 
     def __call__(self, operands: Operands, parameters: Parameters) -> Fused:
         parts = list(self._parts(operands, parameters))
-        normalize = bool(parameters.shared["normalize"])
-        scale = float(parameters.shared["lambda"])
+        scale, normalize = float(parameters.shared["lambda"]), bool(parameters.shared["normalize"])
         if normalize and not self.consensus:
-            divisor = math.fsum(own["weight"] for own in parameters.models)
+            divisor = math.fsum(parameters.weights)
             scale /= 1.0 if abs(divisor) < _NO_WEIGHT else divisor
-        forms = tuple(_Form(part.thin, len(part.inputs), len(part.spans[0][1])) for part in parts)
-        last: tuple[float, ...] = (scale,)
-        kernel = _Sum(forms)
-        if self.consensus:
-            kernel = _ElectedSum(forms, normalize)
-            last = (*(part.weight for part in parts if normalize), scale)
-        inputs = (operands.required_base, *(source for part in parts for source in part.inputs))
-        return Fused(kernel, inputs, _merged_spans(operands.numel, parts, last))
+        kernel = _Kernel(tuple(part.thin for part in parts), self.consensus, normalize and self.consensus)
+        numbers = (scale, *(part.weight for part in parts if kernel.divided))
+        inputs = (*operands.with_base[:1], *(tensor for part in parts for tensor in part.inputs))
+        stops = sorted({operands.numel, *(stop for part in parts for stop, _ in part.spans)})
+        return Fused(kernel, inputs, tuple((stop, (*numbers, *_numbers_at(parts, stop))) for stop in stops))
 
     def _parts(self, operands: Operands, parameters: Parameters) -> Iterator[_Part]:
         """Yields what each model adds.
@@ -61,7 +71,7 @@ class _Composition:
             if weight == 0 or density <= 0 or operands.numel == 0:
                 continue
             if self.sparsifier is None or density >= 1:
-                yield _Part(weight, weight, (tensor,), None, ((operands.numel, ()),))
+                yield _Part(weight, keep_all, (tensor,), ((operands.numel, (weight,)),))
                 continue
             thinned = self.sparsifier.choose(operands, model, own, int(parameters.shared.get("seed", 0)))
             factor = weight
@@ -70,99 +80,51 @@ class _Composition:
                 # Matches the L1 norms; the DARE paper divides by rho, which is this on average only.
                 if not (before < _NO_NORM or after < _NO_NORM):
                     factor *= before / after
-            yield _Part(weight, factor, (tensor, *thinned.inputs), thinned.thin, thinned.spans)
+            spans = tuple((stop, (factor, *numbers)) for stop, numbers in thinned.spans)
+            yield _Part(weight, thinned.thin, (tensor, *thinned.inputs), spans)
+
+
+def _numbers_at(parts: Sequence[_Part], stop: int) -> Iterator[float]:
+    """Yields the numbers of all parts that apply up to `stop`."""
+    for part in parts:
+        yield from next(numbers for end, numbers in part.spans if end >= stop)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one model adds.
+class _Kernel:
+    """The kernel of B + lambda sum of w_i d_i, with or without a sign elected for each element.
+
+    The numbers are lambda, the w_i where the sum is divided, and those of each `_Part`.
 
     Attributes:
-        weight: w_i, its vote and its share in the divisor.
-        factor: what its task vector is multiplied by: w_i, rescaled.
-        inputs: its tensor, and what thinning reads.
-        thin: how its task vector is thinned out, see `Thinned`; None keeps it whole.
-        spans: the numbers for `thin`.
-    """
-
-    weight: float
-    factor: float
-    inputs: tuple[SourceTensor, ...]
-    thin: Thin | None
-    spans: Spans
-
-
-def _merged_spans(numel: int, parts: Sequence[_Part], last: tuple[float, ...]) -> Spans:
-    """Returns the numbers of each span: for each part its factor and its own; then `last`."""
-    spans = []
-    for stop in sorted({numel, *(stop for part in parts for stop, _ in part.spans)}):
-        numbers: list[float] = []
-        for part in parts:
-            numbers += [part.factor, *next(own for end, own in part.spans if end >= stop)]
-        spans.append((stop, (*numbers, *last)))
-    return tuple(spans)
-
-
-class _Form(NamedTuple):
-    """How a task vector is thinned out (None: not at all), and how many blocks and numbers are a model's."""
-
-    thin: Thin | None
-    blocks: int
-    numbers: int
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """The kernel of B + lambda sum of w_i d_i; `forms` has one entry for each model that takes part."""
-
-    forms: tuple[_Form, ...]
-
-    def __call__(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
-        base, scale = blocks[0], numbers[-1]
-        deltas = self.deltas(blocks, numbers)
-        # Ilharco et al., §2: theta = theta_pre + lambda tau
-        return base + scale * total(deltas) if deltas else base
-
-    def deltas(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> list[Element]:
-        """Returns each model's w_i d_i, thinned out and rescaled."""
-        base, block, number = blocks[0], 1, 0
-        found = []
-        for form in self.forms:
-            # Ilharco et al., §2: tau_i = theta_i - theta_pre
-            delta = blocks[block] - base
-            factor, own = numbers[number], numbers[number + 1 : number + 1 + form.numbers]
-            if form.thin is not None:
-                delta = form.thin(delta, blocks[block + 1 : block + form.blocks], own)
-            found.append(factor * delta)
-            block += form.blocks
-            number += 1 + form.numbers
-        return found
-
-
-@dataclass(frozen=True)
-class _ElectedSum(_Sum):
-    """The kernel with a sign elected for each element.
-
-    Yadav et al., §4: the sign of an element is that of the sum of w_i d_i, + where that is zero (Elect); only the
-    entries that have it count (Disjoint merge). The numbers end with the w_i, where the sum is divided, and lambda.
-
-    Attributes:
+        thins: how the task vector of each model that takes part is thinned out.
+        consensus: Yadav et al., §4: the sign of an element is that of the sum of w_i d_i, + where that is zero (Elect);
+            only the entries that have it count (Disjoint merge).
         divided: whether the sum is divided by the w_i of those that count.
     """
 
+    thins: tuple[Thin, ...]
+    consensus: bool
     divided: bool
 
     def __call__(self, blocks: Sequence[Element], numbers: Sequence[Element]) -> Element:
-        base, scale = blocks[0], numbers[-1]
-        deltas = self.deltas(blocks, numbers)
+        base, others, own = blocks[0], iter(blocks[1:]), iter(numbers)
+        scale = next(own)
+        weights = [next(own) for _ in self.thins if self.divided]
+        deltas = []
+        for thin in self.thins:
+            # Ilharco et al., §2: tau_i = theta_i - theta_pre
+            delta, factor = next(others) - base, next(own)
+            deltas.append(factor * thin(delta, others, own))
         if not deltas:
             return base
-        agrees = elected(deltas)
-        merged = total(delta * own for delta, own in zip(deltas, agrees, strict=True))
+        agrees = elected(deltas) if self.consensus else []
+        merged = total(delta * agree for delta, agree in zip(deltas, agrees, strict=True)) if agrees else total(deltas)
         if self.divided:
-            divisor = combination(agrees, numbers[-1 - len(deltas) : -1])
+            divisor = combination(agrees, weights)
             # Where nothing counts, or the weights of what does cancel, by 1.
             merged /= divisor + (divisor == 0)
+        # Ilharco et al., §2: theta = theta_pre + lambda tau
         return base + scale * merged
 
 
@@ -177,41 +139,38 @@ def _member(
     name: str,
     summary: str,
     paper: str,
+    sparsifier: Sparsifier | None = None,
     *,
-    sparsifier: Sparsifier | None,
-    consensus: bool,
-    normalize: bool,
-    rescale: bool = False,
+    consensus: bool = False,
+    normalize: bool = False,
 ) -> MergeMethod:
-    """Returns a member of the family; `normalize` and `rescale` are its defaults."""
+    """Returns a member of the family.
+
+    Args:
+        name: its name.
+        summary: its summary.
+        paper: its paper.
+        sparsifier: see `_Composition`; where it is random, `rescale` is true by default.
+        consensus: see `_Composition`.
+        normalize: the default of the parameter.
+    """
+    random = sparsifier is not None and sparsifier.random
     parameters = [
         Parameter("weight", "What the task vector is multiplied by.", per_model=True, start="share"),
         Parameter("lambda", "What the sum of task vectors is multiplied by.", default=1.0, start=1.0),
         Parameter("normalize", "Divide by the sum of the weights.", kind="bool", default=normalize),
     ]
     if sparsifier is not None:
-        summary_of_rescale = "Restore the L1 norm that a task vector had before it was thinned out."
-        parameters.append(Parameter("rescale", summary_of_rescale, kind="bool", default=rescale))
-        parameters.extend(sparsifier.parameters)
-    return MergeMethod(
-        name=name,
-        summary=summary,
-        paper=paper,
-        parameters=tuple(parameters),
-        base="required",
-        models=(1, None),
-        merge=_Composition(sparsifier, consensus),
-        kept_bytes=2 if sparsifier is not None and sparsifier.random else 0,
-    )
+        rescale = "Restore the L1 norm that a task vector had before it was thinned out."
+        parameters += [Parameter("rescale", rescale, kind="bool", default=random), *sparsifier.parameters]
+    merge = _Composition(sparsifier, consensus)
+    return MergeMethod(name, summary, paper, merge, tuple(parameters), kept_bytes=2 if random else 0)
 
 
 TASK_ARITHMETIC = _member(
     "task_arithmetic",
     "The base plus the weighted task vectors.",
     "https://arxiv.org/abs/2212.04089",
-    sparsifier=None,
-    consensus=False,
-    normalize=False,
 )
 """B + lambda sum of w_i (X_i - B). Ilharco et al. 2022, §2, https://arxiv.org/abs/2212.04089"""
 
@@ -219,7 +178,7 @@ TIES = _member(
     "ties",
     "Task vectors trimmed to their largest elements, which elect a sign; those against it do not count.",
     "https://arxiv.org/abs/2306.01708",
-    sparsifier=MAGNITUDE,
+    MAGNITUDE,
     consensus=True,
     normalize=True,
 )
@@ -232,10 +191,7 @@ DARE_LINEAR = _member(
     "dare_linear",
     "The base plus the weighted task vectors, of which random elements are dropped.",
     "https://arxiv.org/abs/2311.03099",
-    sparsifier=RANDOM,
-    consensus=False,
-    normalize=False,
-    rescale=True,
+    RANDOM,
 )
 """Drop and rescale, then task arithmetic. Yu et al. 2023, §3.2, https://arxiv.org/abs/2311.03099
 
@@ -246,10 +202,8 @@ DARE_TIES = _member(
     "dare_ties",
     "Task vectors of which random elements are dropped, and whose sum elects a sign.",
     "https://arxiv.org/abs/2311.03099",
-    sparsifier=RANDOM,
+    RANDOM,
     consensus=True,
-    normalize=False,
-    rescale=True,
 )
 """Drop and rescale, then the sign election of TIES. Yu et al. 2023, §3.2, https://arxiv.org/abs/2311.03099"""
 
@@ -257,9 +211,7 @@ BREADCRUMBS = _member(
     "breadcrumbs",
     "The base plus the weighted task vectors without their outliers and their smallest elements.",
     "https://arxiv.org/abs/2312.06795",
-    sparsifier=OUTLIERS,
-    consensus=False,
-    normalize=False,
+    OUTLIERS,
 )
 """Sparse masks by layer, then task arithmetic. Davari and Belilovsky 2023, §3, https://arxiv.org/abs/2312.06795"""
 
@@ -267,9 +219,8 @@ BREADCRUMBS_TIES = _member(
     "breadcrumbs_ties",
     "Task vectors without their outliers and their smallest elements, whose sum elects a sign.",
     "https://arxiv.org/abs/2312.06795",
-    sparsifier=OUTLIERS,
+    OUTLIERS,
     consensus=True,
-    normalize=False,
 )
 """Sparse masks by layer, then the sign election of TIES.
 
@@ -280,10 +231,9 @@ DELLA = _member(
     "della",
     "Task vectors of which elements are dropped at random, small ones rather, and whose sum elects a sign.",
     "https://arxiv.org/abs/2406.11617",
-    sparsifier=RANKED,
+    RANKED,
     consensus=True,
     normalize=True,
-    rescale=True,
 )
 """MagPrune, then elect and fuse. Deep et al. 2024, §3, https://arxiv.org/abs/2406.11617"""
 
@@ -291,9 +241,6 @@ DELLA_LINEAR = _member(
     "della_linear",
     "The base plus the weighted task vectors, of which elements are dropped at random, small ones rather.",
     "https://arxiv.org/abs/2406.11617",
-    sparsifier=RANKED,
-    consensus=False,
-    normalize=False,
-    rescale=True,
+    RANKED,
 )
 """MagPrune, then task arithmetic. Deep et al. 2024, §3, https://arxiv.org/abs/2406.11617"""

@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands
 from evomerge.methods.matrices import LAMBDA, WEIGHT, merged_matrices, right_singular, tall
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
@@ -71,8 +70,6 @@ TSV = MergeMethod(
             start=1.0,
         ),
     ),
-    base="required",
-    models=(1, None),
     merge=_tsv,
     kept_bytes=4,
 )

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.kernels.fused import Fused
-from evomerge.kernels.operands import Operands
+from evomerge.kernels import Fused, Operands
 from evomerge.methods.matrices import LAMBDA, WEIGHT, merged_matrices
 from evomerge.methods.method import MergeMethod, Parameters
 
@@ -76,8 +75,6 @@ WUDI = MergeMethod(
     summary="The matrix that least disturbs what each task vector makes of its own task's inputs.",
     paper="https://arxiv.org/abs/2503.08099",
     parameters=(WEIGHT, LAMBDA),
-    base="required",
-    models=(1, None),
     merge=_wudi,
     kept_bytes=4,
 )

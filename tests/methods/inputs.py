@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evomerge.kernels import Operands, SourceTensor
+from evomerge.kernels import LazyTensor, Operands
 from evomerge.kernels.noise import FIRST
 from evomerge.methods import METHODS, MergeMethod, Parameters
 
@@ -37,19 +37,19 @@ class Arguments:
         return merge_tensors(method, self.tensors, self.base, self.parameters, self.name)
 
     def operands(self, *, kept: bool = False) -> Operands:
-        base = None if self.base is None else SourceTensor.of(self.base)
-        return Operands([SourceTensor.of(tensor) for tensor in self.tensors], base, self.name, kept=kept)
+        base = None if self.base is None else LazyTensor.of(self.base)
+        return Operands([LazyTensor.of(tensor) for tensor in self.tensors], base, self.name, kept=kept)
 
     def noise(self, source: int) -> np.ndarray:
         """The random whole numbers of a source, from 0 on, as float64."""
         tensor = self.operands().noise(int(self.parameters.shared.get("seed", 0)), source)
-        return tensor.whole().numpy().astype(np.float64) - FIRST
+        return tensor.piece(0, tensor.numel).numpy().reshape(tensor.shape).astype(np.float64) - FIRST
 
 
 def merge_tensors(method, tensors, base, parameters, name=""):
     """The merge of tensors in memory, float32."""
-    base = None if base is None else SourceTensor.of(base)
-    found = method(Operands([SourceTensor.of(tensor) for tensor in tensors], base, name), parameters)
+    base = None if base is None else LazyTensor.of(base)
+    found = method(Operands([LazyTensor.of(tensor) for tensor in tensors], base, name), parameters)
     return result_of(found, tensors[0].shape)
 
 
