@@ -9,55 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
 from evomerge.architecture import Architecture, LanguagePart
-from evomerge.checkpoint import Checkpoint, CheckpointView, TensorInfo
+from evomerge.checkpoint import Checkpoint, CheckpointView
 from evomerge.errors import RecipeError
-from evomerge.merge.plan import Job, Layout, config_stored_as
+from evomerge.merge.plan import Job, Layout, TensorRef, config_stored_as
+from evomerge.merge.renamed import RenamedCheckpoint
 from evomerge.recipe import Recipe
-
-
-class _Renamed(CheckpointView):
-    """Some of a checkpoint's tensors under other names.
-
-    Where `whole` has further rows of an embedding or a head, tokens of images for instance, they are its own.
-    """
-
-    def __init__(
-        self, inner: Checkpoint, names: Mapping[str, str], part: LanguagePart, whole: Checkpoint | None = None
-    ) -> None:
-        tensors = {}
-        self._names = names
-        self._whole = whole
-        for name, own in names.items():
-            info = inner.tensors[own]
-            shape = info.shape
-            if whole is not None and name in whole.tensors:
-                wanted = whole.tensors[name].shape
-                # Outside the layers, only embeddings and heads have as many rows as there are tokens.
-                tokens = part.config.get("vocab_size")
-                if tokens and shape[1:] == wanted[1:] and (tokens,) <= shape[:1] < wanted[:1]:
-                    shape = wanted
-            tensors[name] = TensorInfo(name, info.dtype, shape)
-        where = "" if whole is None else whole.reference
-        super().__init__(inner, difference=f"language part {where}", config=part.config, tensors=tensors)
-
-    def made(self, name: str) -> Tensor:
-        """See `CheckpointView.made`."""
-        own = self.inner.read(self._names[name])
-        rows = self.tensors[name].shape[:1]
-        if self._whole is None or tuple(own.shape[:1]) == rows:
-            return own
-        return torch.cat([own, self._whole.read(name)[len(own) :].to(own.dtype)])
-
-    def piece(self, name: str, start: int, stop: int) -> Tensor:
-        """See `Checkpoint.piece`."""
-        own = self._names[name]
-        if self.tensors[name].shape == self.inner.tensors[own].shape:
-            return self.inner.piece(own, start, stop)
-        return super().piece(name, start, stop)
 
 
 def language_parts(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
@@ -83,18 +40,26 @@ def language_parts(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str
     for model, checkpoint in opened.items():
         own = LanguagePart.of(checkpoint.config, checkpoint.tensors)
         names = {own.renamed(tensor, part): tensor for tensor in checkpoint.tensors if tensor in own.names}
-        seen[model] = view = _Renamed(checkpoint, names, own, None if model == name else whole)
+        # Outside the layers, only embeddings and heads have a row for each token.
         tokens = own.config.get("vocab_size") or 0
-        for tensor, info in view.tensors.items():
-            most = whole.tensors[tensor].shape if tensor in whole.tensors else info.shape
-            if info.shape[1:] == most[1:] and info.shape[:1] >= (tokens,) and info.shape > most:
+        padding: dict[str, Checkpoint] = {}
+        for tensor in [tensor for tensor in names if tensor in whole.tensors]:
+            shape, wanted = checkpoint.tensors[names[tensor]].shape, whole.tensors[tensor].shape
+            if shape[1:] != wanted[1:] or shape == wanted or shape[:1] < (tokens,):
+                continue
+            if shape > wanted:
                 faults.append(
-                    f"{model} has {info.shape[0]} rows in {names[tensor]}, but {name} has {most[0]} in {tensor}: tokens"
-                    " that only a language model has have no place in the result; take them out of that model"
+                    f"{model} has {shape[0]} rows in {names[tensor]}, but {name} has {wanted[0]} in {tensor}: tokens"
+                    " that only a language model has cannot be in the result; remove them from that model"
                 )
+            elif tokens:
+                padding[tensor] = whole
+        difference = f"language part {'' if model == name else whole.reference}"
+        seen[model] = RenamedCheckpoint(checkpoint, names, own.config, difference, padding)
     if faults:
         raise RecipeError([recipe.fault(("component", "language_of"), fault) for fault in faults])
-    seen[_rest(name)] = _Renamed(whole, {tensor: tensor for tensor in beside}, part)
+    rest = {tensor: tensor for tensor in beside}
+    seen[_rest(name)] = RenamedCheckpoint(whole, rest, part.config, "language part ")
     return seen
 
 
@@ -117,13 +82,13 @@ def completed(layout: Layout, recipe: Recipe) -> Layout:
             f"the language models lack {', '.join(lacking[:3])}, which {name} has; merge models of one architecture"
         )
         raise RecipeError([recipe.fault(("component", "language_of"), message)])
-    beside = tuple(Job(info, ((_rest(name), tensor),), None, None) for tensor, info in rest.tensors.items())
+    beside = tuple(Job(info, (TensorRef(_rest(name), tensor),), None, None) for tensor, info in rest.tensors.items())
     config = config_stored_as(recipe, part.within(whole.config, layout.config))
     return dataclasses.replace(layout, donor=whole, config=config, jobs=layout.jobs + beside)
 
 
 def advice(recipe: Recipe, *models: Checkpoint) -> str:
-    """Returns what to add to the news that two models do not fit, where one may be merged into a part of the other."""
+    """Returns advice for two models that do not fit, where one may be merged into the language part of the other."""
     if recipe.component:
         return ""
     larger = [one for one in models if len(LanguagePart.of(one.config, one.tensors).names) < len(one.tensors)]

@@ -1,6 +1,6 @@
-"""Heads that are the embedding, by the config or in truth.
+"""Output heads that are tied to the embedding, by the config or in fact.
 
-A config may say that the head is the embedding (``tie_word_embeddings``) while the file holds another head.
+A config may tie the head to the embedding (``tie_word_embeddings``) while the file holds a different head;
 transformers then keeps both, and so must a merge. And where one model has a head of its own, those that have none
 take part with their embedding: that is their head.
 """
@@ -12,32 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from evomerge.architecture import Architecture
-from evomerge.checkpoint import Checkpoint, CheckpointView, TensorInfo
+from evomerge.checkpoint import Checkpoint
+from evomerge.merge.renamed import RenamedCheckpoint
 
 _ROWS = 4096  # Compared at a time: most heads that differ do so at once.
-
-
-class _Untied(CheckpointView):
-    """A checkpoint whose config says that head and embedding are two tensors; `repeated` are read from another."""
-
-    def __init__(self, inner: Checkpoint, repeated: Mapping[str, str]) -> None:
-        heads = {
-            head: TensorInfo(head, inner.tensors[name].dtype, inner.tensors[name].shape)
-            for head, name in repeated.items()
-        }
-        self._repeated = repeated
-        super().__init__(inner, difference="untied", config=_untied(inner.config), tensors={**inner.tensors, **heads})
-
-    def made(self, name: str) -> Tensor:
-        """See `CheckpointView.made`."""
-        return self.inner.read(self._repeated.get(name, name))
-
-    def piece(self, name: str, start: int, stop: int) -> Tensor:
-        """See `Checkpoint.piece`."""
-        return self.inner.piece(self._repeated.get(name, name), start, stop)
 
 
 def with_own_heads(opened: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
@@ -62,12 +42,13 @@ def with_own_heads(opened: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
             if architecture.ties and head not in own and embedding in architecture.embeddings
         }
         if repeated or own.keys() & architecture.tied:
-            seen[name] = _Untied(checkpoint, repeated)
+            names = {tensor: tensor for tensor in checkpoint.tensors} | repeated
+            seen[name] = RenamedCheckpoint(checkpoint, names, _untied(checkpoint.config), "untied")
     return seen
 
 
 def _own_heads(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, str]:
-    """The heads that are no repetition, each with the embedding of its shape."""
+    """Returns the heads that do not repeat an embedding, each with the embedding of its shape."""
     found = {}
     for head in architecture.heads:
         shape = checkpoint.tensors[head].shape

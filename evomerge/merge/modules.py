@@ -20,10 +20,10 @@ _NAMED = {
 def owners(
     recipe: Recipe, names: Iterable[str], in_layers: Callable[[str], bool]
 ) -> tuple[dict[str, Location], Location]:
-    """Returns the place of each tensor's module, and that of the module with the layers.
+    """Returns the location of each tensor's module in the recipe, and that of the module with the layers.
 
-    A module owns the tensors in whose names it stands (``encoder`` in ``encoder.block.0...``). What is left, such as
-    embeddings and the head, belongs to the one whose name stands in none; else to the one with the layers.
+    A module owns the tensors whose names contain its name (``encoder`` in ``encoder.block.0...``). The others, such as
+    embeddings and the head, belong to the module whose name is in none; else to the one with the layers.
 
     Args:
         recipe: the recipe.
@@ -33,24 +33,25 @@ def owners(
     Raises:
         RecipeError: with a line for every module that owns no tensor, or that has slices but no layers.
     """
-    places = list(recipe.modules_by_place())
-    if len(places) == 1:
-        return dict.fromkeys(names, places[0]), places[0]
-    known = {name: _NAMED.get(name) or re.compile(rf"(.*\.)?{re.escape(name)}\..*") for name in (recipe.modules or {})}
+    modules = recipe.modules_by_place()
+    first, *others = modules
+    if not others:
+        return dict.fromkeys(names, first), first
+    known = {name: _NAMED.get(name) or re.compile(rf"(.*\.)?{re.escape(name)}\..*") for name in recipe.modules or ()}
     patterns = {("modules", name): known[name] for name in [*(n for n in _NAMED if n in known), *known]}
     owned: dict[str, Location | None] = {
-        name: next((place for place, pattern in patterns.items() if pattern.fullmatch(name)), None) for name in names
+        name: next((module for module, pattern in patterns.items() if pattern.fullmatch(name)), None) for name in names
     }
-    empty = [place for place in places if place not in owned.values()]
-    main = empty[0] if empty else next((owned[name] for name in owned if in_layers(name) and owned[name]), places[0])
-    faults = [recipe.fault(place, f'no tensor is of a module "{place[-1]}"; take it out') for place in empty[1:]]
+    empty = [module for module in modules if module not in owned.values()]
+    main = empty[0] if empty else next((owned[name] for name in owned if in_layers(name) and owned[name]), first)
+    faults = [recipe.fault(module, f'module "{module[-1]}" has no tensors; remove it') for module in empty[1:]]
     faults += [
-        recipe.fault(place, "only the module with the language model's layers can be made of slices; use models")
-        for place, module in recipe.modules_by_place().items()
-        if place != main and module.slices
+        recipe.fault(location, "only the module with the language model's layers can be made of slices; use models")
+        for location, module in modules.items()
+        if location != main and module.slices
     ]
     if main is None or not any(in_layers(name) and owned[name] in (main, None) for name in owned):
         faults.append(recipe.fault(("modules",), "none of the modules is the language model; add its text_decoder"))
     if faults or main is None:
         raise RecipeError(faults)
-    return {name: place or main for name, place in owned.items()}, main
+    return {name: owner or main for name, owner in owned.items()}, main

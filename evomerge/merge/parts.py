@@ -33,8 +33,8 @@ class Part:
         num_layers: how many layers it makes.
         levels: the sections that give values for the whole part.
         location: where it stands in the recipe.
-        module: the place of its module.
-        ranged: whether its sources say their layers.
+        module: where its module stands in the recipe.
+        ranged: whether its models give the layers that they contribute.
     """
 
     inputs: tuple[Member, ...]
@@ -45,6 +45,11 @@ class Part:
     module: Location
     ranged: bool
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """What is merged, then the base, if there is one."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
 
 def checked_method(recipe: Recipe) -> MergeMethod:
     """Returns the recipe's merge method; its parameters, its base and its number of models are checked.
@@ -54,14 +59,12 @@ def checked_method(recipe: Recipe) -> MergeMethod:
     """
     if recipe.merge_method not in METHODS:
         near = suggestion(recipe.merge_method, METHODS)
-        message = f'there is no method "{recipe.merge_method}"{near}'
-        raise RecipeError([recipe.fault(("merge_method",), message)])
+        raise RecipeError([recipe.fault(("merge_method",), f'there is no method "{recipe.merge_method}"{near}')])
     chosen = METHODS[recipe.merge_method]
     faults = [*parameter_faults(recipe, chosen), *chat_template_faults(recipe)]
     for part in parts_of(recipe, chosen, depth=0):
         if part.base is None and chosen.base in ("required", "endpoint"):
-            message = f'{chosen.name} merges against a base model; add "base_model"'
-            faults.append(recipe.fault(part.module, message))
+            faults.append(recipe.fault(part.module, f'{chosen.name} needs a base model; add "base_model"'))
         fewest, most = chosen.models
         if not fewest <= len(part.inputs) <= (most or len(part.inputs)):
             upto = "" if most == fewest else " or more" if most is None else f" to {most}"
@@ -88,47 +91,45 @@ def parents(recipe: Recipe) -> tuple[str, ...]:
 def parts_of(recipe: Recipe, chosen: MergeMethod, depth: int) -> list[Part]:
     """Returns the parts of every module; `depth` is the number of layers where models are merged whole."""
     parts = []
-    for place, module in recipe.modules_by_place().items():
+    for location, module in recipe.modules_by_place().items():
         levels = (module.parameters, recipe.parameters)
-        sources = [
-            Member(entry.model, 0, entry.parameters, (*place, "models", i))
-            for i, entry in enumerate(module.models or ())
-        ]
         if module.models is not None:
-            base = recipe.base_model
-            if base and _merges_its_base(chosen, [*sources], base, levels):
-                sources.append(Member(base, 0, {}, ("base_model",)))
-            at_base, inputs = _split_base(chosen, sources, base, ("base_model",))
-            parts.append(Part(inputs, at_base, depth, levels, (*place, "models"), place, ranged=False))
+            here, base = (*location, "models"), recipe.base_model
+            members = [Member(entry.model, 0, entry.parameters, (*here, i)) for i, entry in enumerate(module.models)]
+            if base and _merges_its_base(chosen, members, base, levels):
+                members.append(Member(base, 0, {}, ("base_model",)))
+            at_base, inputs = _split_base(chosen, members, base, ("base_model",))
+            parts.append(Part(inputs, at_base, depth, levels, here, location, ranged=False))
         for i, part in enumerate(module.slices or ()):
-            here = (*place, "slices", i)
-            sources = [
+            here = (*location, "slices", i)
+            members = [
                 Member(source.model, source.layer_range[0], source.parameters, (*here, "sources", j))
                 for j, source in enumerate(part.sources)
             ]
-            at_base, inputs = _split_base(chosen, sources, part.base_model or recipe.base_model, here)
-            parts.append(Part(inputs, at_base, part.num_layers, (part.parameters, *levels), here, place, ranged=True))
+            at_base, inputs = _split_base(chosen, members, part.base_model or recipe.base_model, here)
+            own = (part.parameters, *levels)
+            parts.append(Part(inputs, at_base, part.num_layers, own, here, location, ranged=True))
     return parts
 
 
-def _merges_its_base(chosen: MergeMethod, sources: Sequence[Member], base: str, levels: Levels) -> bool:
-    """Returns whether a method without a base has `base`, which is not listed, as one more model.
+def _merges_its_base(chosen: MergeMethod, members: Sequence[Member], base: str, levels: Levels) -> bool:
+    """Returns whether a method without a base merges `base`, which is not listed, as one more model.
 
-    As in mergekit, it has; but not where it then has too many, or no value that it needs for each.
+    As in mergekit, it does; but not where it would then have too many, or no value that it needs for each.
     """
-    if chosen.base != "unused" or base in [source.model for source in sources]:
+    if chosen.base != "unused" or base in [member.model for member in members]:
         return False
     most = chosen.models[1]
     needed = [parameter.name for parameter in chosen.parameters if parameter.per_model and parameter.default is None]
-    return (most is None or len(sources) < most) and all(any(name in level for level in levels) for name in needed)
+    return (most is None or len(members) < most) and all(any(name in level for level in levels) for name in needed)
 
 
 def _split_base(
-    chosen: MergeMethod, sources: Sequence[Member], base: str | None, place: Location
+    chosen: MergeMethod, members: Sequence[Member], base: str | None, location: Location
 ) -> tuple[Member | None, tuple[Member, ...]]:
     """Returns the base, where the method takes one and there is one, and what is merged with it."""
     if chosen.base == "unused" or base is None:
-        return None, tuple(sources)
-    listed = [source for source in sources if source.model == base]
-    at_base = listed[0] if listed else Member(base, sources[0].first, {}, place)
-    return at_base, tuple(source for source in sources if source is not at_base)
+        return None, tuple(members)
+    listed = [member for member in members if member.model == base]
+    at_base = listed[0] if listed else Member(base, members[0].first, {}, location)
+    return at_base, tuple(member for member in members if member is not at_base)

@@ -27,11 +27,23 @@ MERGED = {*DTYPES.values(), torch.float64}
 
 
 def config_stored_as(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a result's config with the dtype in which the recipe has it stored, where it says one."""
+    """Returns a result's config with the dtype in which the recipe stores it, where it says one."""
     dtype = recipe.out_dtype or recipe.dtype
     # Both spellings: transformers reads "dtype", and "torch_dtype" before version 4.56.
     kept = {key: value for key, value in config.items() if not (dtype and key == "torch_dtype")}
     return {**kept, "dtype": dtype} if dtype else kept
+
+
+class TensorRef(NamedTuple):
+    """A tensor of a model that is merged.
+
+    Attributes:
+        model: the model's name in the recipe.
+        name: the tensor's name in that model.
+    """
+
+    model: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -40,14 +52,14 @@ class Job:
 
     Attributes:
         info: its name, dtype and shape in the result.
-        inputs: (model, tensor's name) for each tensor that is merged, the base not among them.
-        base: the same for the base, where the method takes one.
+        inputs: the tensors that are merged, the base not among them.
+        base: the base's tensor, where the method takes one.
         slot: the index of the method's values in a plan's; None where the first input is copied: it is not of floats.
     """
 
     info: TensorInfo
-    inputs: tuple[tuple[str, str], ...]
-    base: tuple[str, str] | None
+    inputs: tuple[TensorRef, ...]
+    base: TensorRef | None
     slot: int | None
 
 
@@ -91,7 +103,7 @@ class Layout:
 
     @property
     def kept_bytes(self) -> int:
-        """The bytes that a search keeps beside the sources, for all candidates, at most."""
+        """The bytes that a search keeps beside the models, for all candidates, at most."""
         each = self.method.kept_bytes
         return sum(each * job.info.numel * len(job.inputs) for job in self.jobs if job.slot is not None)
 
@@ -102,9 +114,9 @@ class Piece(NamedTuple):
     Attributes:
         start: the first.
         stop: the one past the last.
-        fill: puts them where they shall be: flat, contiguous, of their number, in the job's dtype or a wider one, on
-            the device of the sources. It can be called from any thread, and raises `MergeError` where one of them is
-            not finite.
+        fill: writes them to a buffer: flat, contiguous, of their number, in the job's dtype or a wider one, on the
+            device of the inputs. It can be called from any thread, and raises `MergeError` where one of them is not
+            finite.
     """
 
     start: int
@@ -137,16 +149,15 @@ class Plan:
 
         Args:
             job: one of the layout's.
-            operands: its sources.
+            operands: its inputs.
 
         Raises:
             MergeError: the method cannot merge these tensors.
         """
         parameters = self.parameters(job)
         if parameters is None:
-            copied = operands.tensors[0]
             for start, stop in pieces(job.info.numel):
-                yield Piece(start, stop, partial(_copy, copied, start, stop))
+                yield Piece(start, stop, partial(_copy, operands.tensors[0], start, stop))
             return
         try:
             fused = self.layout.method(operands, parameters)
@@ -156,8 +167,8 @@ class Plan:
             yield Piece(start, stop, partial(_merge, job, fused, start, stop))
 
 
-def _copy(source: LazyTensor, start: int, stop: int, output: Tensor) -> None:
-    output.copy_(source.piece(start, stop))
+def _copy(tensor: LazyTensor, start: int, stop: int, output: Tensor) -> None:
+    output.copy_(tensor.piece(start, stop))
 
 
 def _merge(job: Job, fused: Fused, start: int, stop: int, output: Tensor) -> None:

@@ -8,8 +8,8 @@ costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -21,10 +21,10 @@ from evomerge.errors import RecipeError
 from evomerge.merge.component import advice, completed
 from evomerge.merge.modules import owners
 from evomerge.merge.parameters import resolved
-from evomerge.merge.parts import Part, checked_method, parts_of
-from evomerge.merge.plan import DTYPES, MERGED, Job, Layout, Plan, config_stored_as
+from evomerge.merge.parts import Member, Part, checked_method, parts_of
+from evomerge.merge.plan import DTYPES, MERGED, Job, Layout, Plan, TensorRef, config_stored_as
 from evomerge.methods import MergeMethod, Parameters
-from evomerge.recipe import Filtered, Recipe, Value, is_choice
+from evomerge.recipe import Recipe, is_choice
 
 _MOST_FAULTS = 8
 _MOST_LAYOUTS = 8
@@ -91,7 +91,7 @@ class Planner:
 
     def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
         self._checkpoints = checkpoints
-        self._models: dict[str, _Model] = {}
+        self._model = cache(lambda name: _Model(checkpoints[name]))
         self._planned: dict[object, _Planned] = {}
 
     def plan(self, recipe: Recipe) -> Plan:
@@ -115,11 +115,6 @@ class Planner:
         parts = parts_of(recipe, chosen, found.num_layers)
         return Plan(recipe, found.layout, _values(recipe, chosen, parts, found.slots))
 
-    def _model(self, name: str) -> _Model:
-        if name not in self._models:
-            self._models[name] = _Model(self._checkpoints[name])
-        return self._models[name]
-
     def _laid_out(self, recipe: Recipe, chosen: MergeMethod) -> _Planned:
         models = {name: self._model(name) for name in recipe.references()}
         donor = models[_donor(recipe)]
@@ -129,17 +124,17 @@ class Planner:
         depth = models[recipe.modules_by_place()[main].listed()[0]].architecture.num_layers
         parts = parts_of(recipe, chosen, depth)
         _check_ranges(recipe, parts, models)
-        builder = _LayoutBuilder(recipe, models, module_of)
-        jobs = builder.jobs(parts, main, donor.architecture.tied)
+        builder = _LayoutBuilder(recipe, models, parts, module_of)
+        jobs = builder.jobs(main, donor.architecture.tied)
         config = donor.checkpoint.config
-        stacked = [part for part in parts if part.module == main and part.ranged]
-        if stacked:
-            origins = [
-                (models[part.inputs[0].model].checkpoint.config, part.inputs[0].first + offset)
-                for part in stacked
-                for offset in range(part.num_layers)
-            ]
-            config = config_of_stack(donor.checkpoint.config, origins)
+        origins = [
+            (models[part.inputs[0].model].checkpoint.config, part.inputs[0].first + offset)
+            for part in parts
+            if part.module == main and part.ranged
+            for offset in range(part.num_layers)
+        ]
+        if origins:
+            config = config_of_stack(config, origins)
         layout = Layout(chosen, self._checkpoints, donor.checkpoint, config_stored_as(recipe, config), jobs)
         return _Planned(completed(layout, recipe) if recipe.component else layout, tuple(builder.slots), depth)
 
@@ -159,7 +154,7 @@ def _values(
 ) -> tuple[Parameters, ...]:
     """Returns the method's values for every slot."""
     values: list[Parameters] = []
-    faults: dict[str, None] = {}
+    faults: list[str] = []
     for slot in slots:
         part = parts[slot.part]
         levels = [(member.parameters, *part.levels) for member in part.inputs]
@@ -169,24 +164,25 @@ def _values(
             location = part.location if of is None else part.inputs[of].location
             whose = "" if of is None else f" of {part.inputs[of].model}"
             message = f'{chosen.name} needs "{parameter}"{whose} (for {slot.name}); add it to parameters'
-            faults[recipe.fault(location, message)] = None
-    _raise(faults)
+            faults.append(recipe.fault(location, message))
+    _refuse(faults)
     return tuple(values)
 
 
-def _raise(faults: Mapping[str, None]) -> None:
-    """Raises a RecipeError where there are faults."""
-    if faults:
-        lines = list(faults)
-        more = [f"... and {len(lines) - _MOST_FAULTS} more like these"]
-        raise RecipeError(lines[:_MOST_FAULTS] + (more if len(lines) > _MOST_FAULTS else []))
+def _refuse(faults: Iterable[str]) -> None:
+    """Raises a RecipeError with the first of the faults, where there are any."""
+    lines = list(dict.fromkeys(faults))
+    if len(lines) > _MOST_FAULTS:
+        lines[_MOST_FAULTS:] = [f"... and {len(lines) - _MOST_FAULTS} more like these"]
+    if lines:
+        raise RecipeError(lines)
 
 
 def _check_compatible(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Raises a RecipeError where models that are merged whole do not have the same tensors and shapes."""
-    whole = {
-        entry.model: (*place, "models", i, "model")
-        for place, module in recipe.modules_by_place().items()
+    whole: dict[str, Location] = {
+        entry.model: (*module_location, "models", i, "model")
+        for module_location, module in recipe.modules_by_place().items()
         for i, entry in enumerate(module.models or ())
     }
     if not whole:
@@ -201,177 +197,173 @@ def _check_compatible(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> 
         if found:
             told = "; ".join(found) + advice(recipe, checkpoints[first], checkpoints[other])
             faults.append(recipe.fault(named[other], f"{other} does not fit {first}: {told}"))
-    if faults:
-        raise RecipeError(faults)
+    _refuse(faults)
 
 
 def _check_ranges(recipe: Recipe, parts: Sequence[Part], models: Mapping[str, _Model]) -> None:
     faults = []
     for part in parts:
-        for source in part.inputs + ((part.base,) if part.base else ()):
-            depth, end = models[source.model].architecture.num_layers, source.first + part.num_layers
+        for member in part.members:
+            depth, end = models[member.model].architecture.num_layers, member.first + part.num_layers
             if end > depth:
-                place = (*source.location, "layer_range") if part.ranged else source.location
-                message = f"the range ends at {end}, but {source.model} has {depth} layers; end at {depth} or less"
-                faults.append(recipe.fault(place, message))
-    if faults:
-        raise RecipeError(list(dict.fromkeys(faults)))
+                location = (*member.location, "layer_range") if part.ranged else member.location
+                message = f"the range ends at {end}, but {member.model} has {depth} layers; end at {depth} or less"
+                faults.append(recipe.fault(location, message))
+    _refuse(faults)
 
 
 class _LayoutBuilder:
-    """Makes the jobs of a layout and collects what is wrong with them, so that all is told at once."""
+    """Makes the jobs of a layout and collects what is wrong with them, so that all of it is reported at once."""
 
-    def __init__(self, recipe: Recipe, models: Mapping[str, _Model], module_of: Mapping[str, Location]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        models: Mapping[str, _Model],
+        parts: Sequence[Part],
+        module_of: Mapping[str, Location],
+    ) -> None:
         self.recipe = recipe
         self.models = models
+        self.parts = parts
         self.module_of = module_of
         self.dtype = DTYPES.get(recipe.out_dtype or recipe.dtype or "")
-        self.faults: dict[str, None] = {}
+        self.faults: list[str] = []
         self.slots: list[_Slot] = []
         self._slot_of: dict[object, int] = {}
-        self._filters: list[tuple[str, ...]] = []
+        self._filters = [_filters(part) for part in parts]
         self._unmerged: set[tuple[str, torch.dtype]] = set()
 
-    def jobs(self, parts: Sequence[Part], main: Location, tied: frozenset[str]) -> tuple[Job, ...]:
+    def jobs(self, main: Location, tied: frozenset[str]) -> tuple[Job, ...]:
         """Returns a job for each tensor: before the layers, the layers from first to last, after them.
 
         Args:
-            parts: of all modules.
             main: the module with the layers.
             tied: tensors that repeat another and are not written.
         """
-        self._filters = [_filters(part) for part in parts]
-        stack = [i for i, part in enumerate(parts) if part.module == main]
-        beside = [i for i, part in enumerate(parts) if part.module != main]
+        stack = [i for i, part in enumerate(self.parts) if part.module == main]
+        beside = [i for i, part in enumerate(self.parts) if part.module != main]
+        layers = [(i, offset) for i in stack for offset in range(self.parts[i].num_layers)]
         jobs: list[Job] = []
         for i in [*beside, stack[0]]:
-            names = self.models[parts[i].inputs[0].model].before
-            jobs += [self.outside(name, i, parts[i]) for name in self.own(names, parts[i]) if name not in tied]
-        layer = 0
-        for i in stack:
-            for offset in range(parts[i].num_layers):
-                jobs += self.layer(i, parts[i], offset, layer)
-                layer += 1
+            jobs += [self.outside(i, name, name) for name in self.first(i).before if self.owns(i, name, tied)]
+        for layer, (i, offset) in enumerate(layers):
+            jobs += self.layer(i, offset, layer)
         for i in [stack[-1], *beside]:
-            names = self.models[parts[i].inputs[0].model].after
-            jobs += [self.outside(name, i, parts[i], layer) for name in self.own(names, parts[i]) if name not in tied]
-        _raise(self.faults)
+            model = self.first(i)
+            jobs += [
+                self.outside(i, name, model.architecture.at_depth(name, len(layers)))
+                for name in model.after
+                if self.owns(i, name, tied)
+            ]
+        _refuse(self.faults)
         return tuple(jobs)
 
-    def own(self, names: Sequence[str], part: Part) -> list[str]:
-        """Returns the names that belong to the part's module."""
-        return [name for name in names if self.module_of.get(name, part.module) == part.module]
+    def first(self, index: int) -> _Model:
+        """Returns the first model of a part, whose tensors the part makes."""
+        return self.models[self.parts[index].inputs[0].model]
 
-    def outside(self, name: str, index: int, part: Part, depth: int | None = None) -> Job:
-        """Returns the job of a tensor outside the layers; of one after them where the result has `depth` of them."""
-        places = tuple((member.model, name) for member in part.inputs)
-        architecture = self.models[part.inputs[0].model].architecture
-        own = name if depth is None else architecture.at_depth(name, depth)
-        return self.job(own, index, part, (places, (part.base.model, name) if part.base else None), 0.0)
+    def owns(self, index: int, name: str, tied: frozenset[str]) -> bool:
+        """Returns whether a tensor outside the layers is the part's module's, and to be written."""
+        module = self.parts[index].module
+        return name not in tied and self.module_of.get(name, module) == module
 
-    def layer(self, index: int, part: Part, offset: int, layer: int) -> list[Job]:
-        first = part.inputs[0]
-        model = self.models[first.model]
+    def outside(self, index: int, name: str, new_name: str) -> Job:
+        """Returns the job of a tensor outside the layers."""
+        return self.job(index, new_name, [TensorRef(member.model, name) for member in self.parts[index].members], 0.0)
+
+    def layer(self, index: int, offset: int, layer: int) -> list[Job]:
+        """Returns the jobs of one of a part's layers, which becomes `layer` of the result."""
+        part, model = self.parts[index], self.first(index)
+        # The names are the first model's, which may be deeper than the others.
         stack = model.architecture.stack
         t = offset / (part.num_layers - 1) if part.num_layers > 1 else 1.0
-        # The names are the first model's, which may be deeper than the others.
-        stems = [(member.model, f"{stack}{member.first + offset}") for member in part.inputs]
-        base = (part.base.model, f"{stack}{part.base.first + offset}") if part.base else None
+        stems = [(member.model, f"{stack}{member.first + offset}") for member in part.members]
         return [
-            self.job(
-                f"{stack}{layer}{rest}",
-                index,
-                part,
-                (
-                    tuple((name, f"{stem}{rest}") for name, stem in stems),
-                    (base[0], f"{base[1]}{rest}") if base else None,
-                ),
-                t,
-            )
-            for rest in model.layers[first.first + offset]
+            self.job(index, f"{stack}{layer}{rest}", [TensorRef(name, stem + rest) for name, stem in stems], t)
+            for rest in model.layers[part.inputs[0].first + offset]
         ]
 
-    def job(
-        self,
-        name: str,
-        index: int,
-        part: Part,
-        sources: tuple[tuple[tuple[str, str], ...], tuple[str, str] | None],
-        t: float,
-    ) -> Job:
-        inputs, base = sources
-        model, own_name = inputs[0]
-        like = self.models[model].checkpoint.tensors[own_name]
-        places = [*inputs, base] if base else [*inputs]
+    def job(self, index: int, name: str, refs: Sequence[TensorRef], t: float) -> Job:
+        """Returns the job of one tensor.
+
+        Args:
+            index: the index of its part.
+            name: its name in the result.
+            refs: the tensors of the part's members.
+            t: its relative depth.
+        """
+        part, first = self.parts[index], refs[0]
+        like = self.info(first)
+        assert like is not None
         dtypes = {like.dtype}
-        for i, (other, tensor) in enumerate(places):
-            found = self.models[other].checkpoint.tensors.get(tensor)
-            place = part.inputs[i].location if i < len(part.inputs) else part.location
+        for ref, member in zip(refs, part.members, strict=True):
+            found = self.info(ref)
             if found is None:
-                self.fault(place, f"{other} has no tensor {tensor}, which {model} has")
+                self.fault(member, f"{ref.model} has no tensor {ref.name}, which {first.model} has")
             elif found.shape != like.shape:
-                shapes = f"{list(found.shape)}, but {list(like.shape)} in {model}"
-                outside = self.models[model].architecture.layer_of(own_name) is None
-                advice = "say which vocabulary to take (tokenizer: {source: union})"
-                if found.shape[1:] != like.shape[1:] or not outside:
-                    advice = "merge models of one architecture"
-                self.fault(place, f"{other}: {tensor} has shape {shapes}; {advice}")
-            elif not {found.dtype, like.dtype} <= MERGED and not self.copied((other, tensor), inputs[0]):
-                at = i if found.dtype not in MERGED else 0
-                self.unmerged(part.inputs[at].location if at < len(part.inputs) else part.location, *places[at])
+                advice = "merge models of one architecture"
+                outside = self.models[first.model].architecture.layer_of(first.name) is None
+                if found.shape[1:] == like.shape[1:] and outside:
+                    advice = "say which vocabulary to take (tokenizer: {source: union})"
+                shapes = f"{list(found.shape)}, but {list(like.shape)} in {first.model}"
+                self.fault(member, f"{ref.model}: {ref.name} has shape {shapes}; {advice}")
+            elif not {found.dtype, like.dtype} <= MERGED and not self.copied(ref, first):
+                wrong = (member, ref) if found.dtype not in MERGED else (part.inputs[0], first)
+                self.unmerged(*wrong)
             else:
                 dtypes.add(found.dtype)
+        inputs = tuple(refs[: len(part.inputs)])
         if not dtypes <= MERGED:
             return Job(TensorInfo(name, like.dtype, like.shape), inputs[:1], None, None)
         info = TensorInfo(name, self.dtype or reduce(torch.promote_types, dtypes), like.shape)
-        return Job(info, inputs, base, self.slot(name, index, t, inputs))
+        return Job(info, inputs, refs[-1] if part.base else None, self.slot(index, name, inputs, t))
 
-    def copied(self, *places: tuple[str, str]) -> bool:
+    def info(self, ref: TensorRef) -> TensorInfo | None:
+        """Returns what a model's header says of a tensor; None where it has none of that name."""
+        return self.models[ref.model].checkpoint.tensors.get(ref.name)
+
+    def copied(self, *refs: TensorRef) -> bool:
         """Returns whether tensors that cannot be merged are the same in two models: position ids, masks."""
-        checkpoints = [self.models[model].checkpoint for model, _ in places]
-        kinds = {found.tensors[name].dtype for found, (_, name) in zip(checkpoints, places, strict=True)}
-        quantized = any("quantization_config" in found.config for found in checkpoints)
-        if quantized or len(kinds) > 1 or kinds.pop().is_floating_point:
+        checkpoints = [self.models[ref.model].checkpoint for ref in refs]
+        dtypes = {checkpoint.tensors[ref.name].dtype for checkpoint, ref in zip(checkpoints, refs, strict=True)}
+        quantized = any("quantization_config" in checkpoint.config for checkpoint in checkpoints)
+        if quantized or len(dtypes) > 1 or dtypes.pop().is_floating_point:
             return False
-        if places[0] == places[1]:
+        if refs[0] == refs[1]:
             return True
-        one, other = (found.read(name).view(-1) for found, (_, name) in zip(checkpoints, places, strict=True))
+        one, other = (found.read(ref.name).view(-1) for found, ref in zip(checkpoints, refs, strict=True))
         # What differs mostly does so at once; all of it is read only where it is a copy.
         return torch.equal(one[:4096], other[:4096]) and torch.equal(one, other)
 
-    def unmerged(self, place: Location, model: str, name: str) -> None:
-        """Tells of a tensor that cannot be merged; of one only, where a model has many of its dtype."""
-        checkpoint = self.models[model].checkpoint
-        dtype = checkpoint.tensors[name].dtype
+    def unmerged(self, member: Member, ref: TensorRef) -> None:
+        """Reports a tensor that cannot be merged; the first only, where a model has many of its dtype."""
+        checkpoint = self.models[ref.model].checkpoint
+        dtype = checkpoint.tensors[ref.name].dtype
         advice = "such numbers are only copied, where all models have the same"
         if "quantization_config" in checkpoint.config or (dtype.itemsize == 1 and dtype != torch.bool):
             advice = "is the model quantized? load and save it in bfloat16 first"
-        if (model, dtype) not in self._unmerged:
-            self._unmerged.add((model, dtype))
+        if (ref.model, dtype) not in self._unmerged:
+            self._unmerged.add((ref.model, dtype))
             kind = str(dtype).removeprefix("torch.")
-            self.fault(place, f"{model}: {name} is {kind}, which cannot be merged; {advice}")
+            self.fault(member, f"{ref.model}: {ref.name} is {kind}, which cannot be merged; {advice}")
 
-    def slot(self, name: str, index: int, t: float, inputs: tuple[tuple[str, str], ...]) -> int:
+    def slot(self, index: int, name: str, inputs: Sequence[TensorRef], t: float) -> int:
         """Returns the slot of a tensor's values, which depend on its part, its depth and the filters that it passes."""
-        passed = tuple(
-            text in tensor for text in self._filters[index] for tensor in (name, *(tensor for _, tensor in inputs))
-        )
+        names = tuple(ref.name for ref in inputs)
+        passed = tuple(text in tensor for text in self._filters[index] for tensor in (name, *names))
         key = (index, t, passed)
         if key not in self._slot_of:
             self._slot_of[key] = len(self.slots)
-            self.slots.append(_Slot(index, t, name, tuple(tensor for _, tensor in inputs)))
+            self.slots.append(_Slot(index, t, name, names))
         return self._slot_of[key]
 
-    def fault(self, place: Location, message: str) -> None:
-        self.faults[self.recipe.fault(place, message)] = None
+    def fault(self, member: Member, message: str) -> None:
+        self.faults.append(self.recipe.fault(member.location, message))
 
 
 def _filters(part: Part) -> tuple[str, ...]:
     """Returns the filters of all values that may apply to the part's tensors."""
     sections = [*part.levels, *(member.parameters for member in part.inputs)]
-    rules: list[Filtered] = [rule for section in sections for value in section.values() for rule in _rules(value)]
+    values = [value for section in sections for value in section.values()]
+    rules = [rule for value in values if is_choice(value) for rule in value]
     return tuple(dict.fromkeys(rule.filter for rule in rules if rule.filter is not None))
-
-
-def _rules(value: Value) -> tuple[Filtered, ...]:
-    return value if is_choice(value) else ()

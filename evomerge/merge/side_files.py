@@ -6,13 +6,21 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from evomerge.checkpoint import Checkpoint, CheckpointView, read_object
 from evomerge.document import suggestion
-from evomerge.merge.chat_templates import CHAT_TEMPLATES
 from evomerge.merge.plan import Plan
 from evomerge.recipe import Recipe
+
+_TEMPLATES = Path(__file__).with_name("chat_templates")
+
+CHAT_TEMPLATES: Mapping[str, str] = MappingProxyType(
+    # Line breaks are there for the reader, and no part of a template.
+    {path.stem: path.read_text(encoding="utf-8").replace("\n", "") for path in sorted(_TEMPLATES.glob("*.jinja"))}
+)
+"""The chat templates that recipes call by name, as Jinja text, by name."""
 
 _TEMPLATE_FILE = "chat_template.jinja"
 _SETTINGS = "tokenizer_config.json"

@@ -8,7 +8,7 @@ import pytest
 
 from evomerge.errors import TaskError
 from evomerge.evaluation.encoding import encode
-from evomerge.merge.chat_templates import CHAT_TEMPLATES
+from evomerge.merge.side_files import CHAT_TEMPLATES
 from evomerge.tasks import Task, render_chat
 from tests.tiny import CHAT_TEMPLATE, VOCABULARY, tiny_tokenizer
 

@@ -120,7 +120,7 @@ def test_each_module_of_a_model_of_text_and_images_is_merged_in_its_own_way():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (SEVERAL.replace("  vision_tower", "  audio_tower"), 'no tensor is of a module "audio_tower"'),
+        (SEVERAL.replace("  vision_tower", "  audio_tower"), 'module "audio_tower" has no tensors; remove it'),
         (
             SEVERAL.replace(
                 "{models: [{model: llava2}]}", "{slices: [{sources: [{model: llava, layer_range: [0, 1]}]}]}"
