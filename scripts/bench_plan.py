@@ -25,7 +25,7 @@ from evomerge.checkpoint import TensorInfo
 from evomerge.checkpoint.header import encode_header
 from evomerge.merge import Planner, open_models
 from evomerge.recipe import Recipe
-from evomerge.search import SearchSpace
+from evomerge.search import NumberSpace
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -113,7 +113,7 @@ def measure(folder: Path, config: dict[str, Any], rounds: int) -> dict[str, Any]
     names = [write_header(folder / name, config) for name in ("base", "a", "b")]
     recipe = recipe_of(names[0], names[1:], config["num_hidden_layers"])
     checkpoints = open_models(recipe)
-    space = SearchSpace(recipe, depths=dict.fromkeys(recipe.holes(), config["num_hidden_layers"]))
+    space = NumberSpace(recipe, depths=dict.fromkeys(recipe.holes(), config["num_hidden_layers"]))
     planner, rng = Planner(checkpoints), np.random.default_rng(0)
     spent = []
     for _ in range(rounds + 1):

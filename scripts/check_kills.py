@@ -84,7 +84,7 @@ def run_state(folder: Path) -> dict[str, Any]:
     """Returns everything that a run holds except its timings."""
     with Record(folder) as record:
         trials = [
-            [trial.number, trial.kind, trial.genome, trial.recipe, trial.objective, trial.outcome.items]
+            [trial.number, trial.proposal, trial.recipe, trial.objective, trial.outcome.items]
             for trial in record.trials
         ]
     result = json.loads((folder / "result.json").read_text())

@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.search import Result
-from evomerge.study import ModelResult, Outcome, ReportData, SearchSpec, Trial
+from evomerge.search import Outcome
+from evomerge.study import ModelResult, ReportData, SearchSpec, Trial
 
 LINE_SECONDS = 10.0
 """The least time between two lines, if the output is not a terminal."""
@@ -44,7 +44,7 @@ class SearchDisplay:
         self._read_back = 0
         self._failures = 0
         self._spent: list[float] = []
-        self._generation = ""
+        self._generation: list[Trial] = []
         self._now = "opening the models"
         self._fraction: float | None = None
         self._last_line = 0.0
@@ -76,6 +76,9 @@ class SearchDisplay:
         else:
             self._done += 1
             self._read_back += not fresh
+            if self._generation and _generation(self._generation[-1]) != _generation(trial):
+                self._generation = []
+            self._generation.append(trial)
         if trial.objective is None:
             self._failures += 1
             if fresh:
@@ -85,12 +88,6 @@ class SearchDisplay:
         if fresh and trial.kind == "candidate":
             self._spent.append(sum(trial.outcome.seconds.values()))
         self._line(finished=fresh and self._done == self._total)
-
-    def generation(self, number: int, results: list[Result]) -> None:
-        """Shows how the last generation did."""
-        scores = [result.score for result in results if result.score is not None]
-        if scores and len(results) > 1:
-            self._generation = f"generation {number}: best {max(scores):.3f}, mean {sum(scores) / len(scores):.3f}"
 
     def holdout(self, name: str, done: int, total: int) -> None:
         """Shows the holdout's progress."""
@@ -139,8 +136,11 @@ class SearchDisplay:
         if self._best is not None and self._best.objective is not None:
             table.add_row(f"best, trial {self._best.number}", f"{self._best.objective:.3f}", style="bold green")
         lines: list[RenderableType] = [table, Text(self._status())]
-        if self._generation:
-            lines.append(Text(self._generation, style="dim"))
+        scores = [trial.objective for trial in self._generation if trial.objective is not None]
+        if len(scores) > 1:
+            number = _generation(self._generation[-1]) + 1
+            text = f"generation {number}: best {max(scores):.3f}, mean {sum(scores) / len(scores):.3f}"
+            lines.append(Text(text, style="dim"))
         bar = ProgressBar(total=1.0, completed=fraction, width=min(40, self._console.width))
         return Group(*lines, Padding(bar), Text(self._now, style="dim"))
 
@@ -160,6 +160,10 @@ def spent(report: ReportData) -> str:
     failed = f", {report.failures} failed" if report.failures else ""
     build, evaluate, other = (duration(report.seconds[part]) for part in ("build", "evaluate", "other"))
     return f"{report.evaluations} evaluations{failed}: {build} building, {evaluate} evaluating, {other} other."
+
+
+def _generation(trial: Trial) -> int:
+    return trial.proposal.generation if trial.proposal else 0
 
 
 def fitted(table: Table, console: Console) -> RenderableType:

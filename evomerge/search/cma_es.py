@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.recipe import SearchSettings
-from evomerge.search.optimizer import Result
-from evomerge.search.space import Genome, SearchSpace
+from evomerge.search.optimizer import Drawing, Proposal
+from evomerge.search.outcome import Outcome
+from evomerge.search.space import Genome, NumberSpace
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns where matplotlib, which only its plots need, is missing
@@ -25,7 +26,7 @@ SMALLEST_STEP = 1e-4
 """A run whose steps are smaller than this part of every range has converged."""
 
 LARGEST_POPULATION = 8
-"""Restarts double the population, up to this many times its first size: evaluations are too dear for more."""
+"""Restarts double the population, up to this many times its first size: more would cost too many evaluations."""
 
 DEFAULT_SIGMA = 1 / 6
 """The first step, as a fraction of each range: three steps from the middle reach both ends."""
@@ -36,29 +37,34 @@ def default_population(dimensions: int) -> int:
     return 4 + math.floor(3 * math.log(dimensions))
 
 
-class CmaEs:
+class CmaEs(Drawing[Genome]):
     """CMA-ES in the unit cube, started at the space's start.
 
-    Every random number comes from an own generator, so nothing that draws from numpy's global one can change
-    the search. Where a run has converged, a new one starts at the best genome so far with twice the
-    population. A failed candidate ranks behind all others of its generation.
+    All random numbers come from a generator of its own, so nothing that draws from numpy's global one can change the
+    search. A run that has converged is restarted at the best genome so far with twice the population. A failed
+    candidate ranks behind all others of its generation.
 
     Args:
         space: what is searched.
         settings: `seed`, `sigma` and `population` are used.
     """
 
-    def __init__(self, space: SearchSpace, settings: SearchSettings) -> None:
+    def __init__(self, space: NumberSpace, settings: SearchSettings) -> None:
+        super().__init__()
         self._size = len(space)
         self._rng = np.random.default_rng(settings.seed)
         self._sigma = settings.sigma or DEFAULT_SIGMA
         self._population = settings.population or default_population(self._size)
-        self._most = LARGEST_POPULATION * self._population
-        self._best: Result | None = None
-        self._strategy = self._started(tuple(space.start))
+        self._largest = LARGEST_POPULATION * self._population
+        self._best: tuple[float, Genome] | None = None
+        self._strategy = self._started(tuple(space.start.tolist()))
+        self._generation = -1
+        self._points: list[NDArray[np.float64]] = []
+        self._drawn = 0  # of `_points`
+        self._told: dict[int, tuple[Genome, float | None]] = {}  # of this generation, by id
 
     def _started(self, mean: Genome) -> cma.CMAEvolutionStrategy:
-        # pycma does not take one dimension: a second one, on which nothing depends, goes along.
+        # pycma requires two dimensions: a second one that nothing depends on is added.
         mean = mean if self._size > 1 else (*mean, 0.5)
         options = {
             "bounds": [0, 1],
@@ -68,7 +74,7 @@ class CmaEs:
             "verbose": -9,
             "verb_log": 0,
             "maxiter": math.inf,
-            # Accuracies come in steps: equal scores are no sign that a run is over, but a tiny step size is.
+            # Accuracies come in steps: equal scores do not mean that a run is over, a tiny step size does.
             "tolx": SMALLEST_STEP,
             "tolfun": 0,
             "tolfunhist": 0,
@@ -80,29 +86,38 @@ class CmaEs:
             warnings.simplefilter("ignore")
             return cma.CMAEvolutionStrategy(mean, self._sigma, options)
 
-    def ask(self) -> list[Genome]:
-        """Returns one generation, `population` genomes."""
-        self._points = self._strategy.ask()
-        return [tuple(float(gene) for gene in point[: self._size]) for point in self._points]
+    def _draw(self) -> tuple[Genome, int] | None:
+        if len(self._told) == len(self._points):
+            self._points, self._told = self._strategy.ask(), {}
+            self._generation += 1
+            self._drawn = 0
+        if self._drawn == len(self._points):
+            return None
+        point = self._points[self._drawn]
+        self._drawn += 1
+        return tuple(point[: self._size].tolist()), self._generation
 
-    def tell(self, results: Sequence[Result]) -> None:
-        """Takes one generation's results; moves the distribution, or starts anew where it has converged."""
-        scores = [result.score for result in results if result.score is not None]
-        if not scores:
-            return  # a generation of failures says nothing about where to go
-        # pycma minimizes, and only ranks count: a failure goes behind the worst.
-        worst = 1 - min(scores)
-        asked = [tuple(point[: self._size].tolist()) for point in self._points]
+    def _learn(self, proposal: Proposal[Genome], outcome: Outcome) -> None:
+        self._told[proposal.id] = proposal.genome, outcome.score
+        if len(self._told) == len(self._points):
+            self._move([told for _, told in sorted(self._told.items())])
+
+    def _move(self, generation: list[tuple[Genome, float | None]]) -> None:
+        """Moves the distribution, and restarts where it has converged; `generation` is in the order of ids."""
+        scored = [(score, genome) for genome, score in generation if score is not None]
+        if not scored:
+            return  # a generation of failures does not say where to go
+        # pycma minimizes, and only ranks count: a failure ranks behind the worst.
+        worst = 1 - min(score for score, _ in scored)
+        # What was told counts, not what was drawn; a dimension that was added keeps its value.
         points = [
-            point if genome == result.genome else np.array([*result.genome, *point[self._size :]])
-            for point, genome, result in zip(self._points, asked, results, strict=True)
+            np.array([*genome, *point[self._size :]])
+            for point, (genome, _) in zip(self._points, generation, strict=True)
         ]
-        self._strategy.tell(points, [worst if result.score is None else -result.score for result in results])
-        for result in results:
-            if result.score is not None and (
-                self._best is None or self._best.score is None or result.score > self._best.score
-            ):
-                self._best = result
-        if self._strategy.stop() and self._best is not None:
-            self._population = min(2 * self._population, self._most)
-            self._strategy = self._started(self._best.genome)
+        self._strategy.tell(points, [worst if score is None else -score for _, score in generation])
+        best = max(scored, key=lambda pair: pair[0])
+        if self._best is None or best[0] > self._best[0]:
+            self._best = best
+        if self._strategy.stop():
+            self._population = min(2 * self._population, self._largest)
+            self._strategy = self._started(self._best[1])

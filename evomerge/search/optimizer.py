@@ -1,40 +1,99 @@
-"""What every optimizer does: ask for candidates, be told how they did."""
+"""`Optimizer`: ask for proposals, tell their outcomes, in any order; and `Drawing`, the bookkeeping all share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from evomerge.search.space import Genome
+from evomerge.search.outcome import Outcome
+
+G = TypeVar("G")
+"""A genome: one candidate in the form that an optimizer works on."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """How one candidate did.
+class Proposal(Generic[G]):
+    """A candidate that an optimizer wants evaluated.
 
     Attributes:
+        id: counts from 0 in the order in which candidates are drawn.
         genome: the candidate.
-        score: the objective, higher is better; None where the candidate failed.
+        generation: counts from 0; the candidates of one generation are compared with each other.
+        items: the search items to score it on; None for all.
     """
 
-    genome: Genome
-    score: float | None
+    id: int
+    genome: G
+    generation: int
+    items: tuple[Any, ...] | None = None
 
 
-class Optimizer(Protocol):
-    """A search by ask and tell; the same seed and the same results give the same candidates, bit for bit.
+class Optimizer(Protocol[G]):
+    """A search by ask and tell; the same seed and the same outcomes give the same proposals, bit for bit.
 
-    Nothing of an optimizer is ever saved: a search that goes on makes a new one and replays the record.
+    An optimizer is never saved. A resumed search tells a new one the recorded proposals and outcomes in the order in
+    which they were first told; proposals that were drawn but never told are then returned first by `ask`.
     """
 
-    def ask(self) -> list[Genome]:
-        """Returns the next candidates, a generation; every one is told before the next is asked for."""
+    def ask(self, n: int) -> list[Proposal[G]]:
+        """Returns up to `n` proposals: fewer, or none, where outstanding outcomes must be told first."""
         ...
 
-    def tell(self, results: Sequence[Result]) -> None:
-        """Takes the results of the generation that was asked for last, in its order.
+    def tell(self, proposal: Proposal[G], outcome: Outcome) -> bool:
+        """Takes one outcome; failed and partial ones count too.
 
-        A result's genome may differ from the one that was asked for there: what was scored counts.
+        Proposals may be told in any order. One that was not asked for is taken from a record: the optimizer draws up
+        to its id, and where it drew another genome, the one that is told is the one that was scored.
+
+        Returns:
+            Whether the optimizer drew the same genome.
+
+        Raises:
+            ValueError: the proposal was told before, or cannot be drawn before others are told.
         """
         ...
+
+
+class Drawing(ABC, Generic[G]):
+    """An optimizer that draws one genome at a time; subclasses say how it draws and what it learns."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._open: dict[int, Proposal[G]] = {}  # drawn, not told
+        self._waiting: dict[int, Proposal[G]] = {}  # drawn, neither handed out nor told
+
+    @abstractmethod
+    def _draw(self) -> tuple[G, int] | None:
+        """Returns the genome with id `_count` and its generation; None where outcomes must be told first."""
+
+    @abstractmethod
+    def _learn(self, proposal: Proposal[G], outcome: Outcome) -> None:
+        """Takes an outcome; the proposal's genome may differ from the one that was drawn."""
+
+    def ask(self, n: int) -> list[Proposal[G]]:
+        """See `Optimizer`."""
+        while len(self._waiting) < n and self._advance():
+            pass
+        return [self._waiting.pop(id) for id in list(self._waiting)[:n]]
+
+    def tell(self, proposal: Proposal[G], outcome: Outcome) -> bool:
+        """See `Optimizer`."""
+        while self._count <= proposal.id and self._advance():
+            pass
+        if proposal.id not in self._open:
+            reason = "was told before" if proposal.id < self._count else "cannot be drawn before earlier ones are told"
+            raise ValueError(f"proposal {proposal.id} {reason}")
+        drawn = self._open.pop(proposal.id)
+        self._waiting.pop(proposal.id, None)
+        self._learn(proposal, outcome)
+        return drawn.genome == proposal.genome
+
+    def _advance(self) -> bool:
+        """Draws one more proposal; returns whether there is one."""
+        drawn = self._draw()
+        if drawn is None:
+            return False
+        self._open[self._count] = self._waiting[self._count] = Proposal(self._count, *drawn)
+        self._count += 1
+        return True

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from evomerge.recipe import SearchSettings
-from evomerge.search.optimizer import Result
-from evomerge.search.space import Genome, SearchSpace
+from evomerge.search.optimizer import Drawing, Proposal
+from evomerge.search.outcome import Outcome
+from evomerge.search.space import Genome, NumberSpace
 
 
-class RandomSearch:
-    """Uniform genomes, one a generation.
+class RandomSearch(Drawing[Genome]):
+    """Uniform genomes, each a generation of its own.
 
     Bergstra and Bengio 2012, "Random Search for Hyper-Parameter Optimization",
     https://jmlr.org/papers/v13/bergstra12a.html.
@@ -22,13 +21,13 @@ class RandomSearch:
         settings: `seed` is used.
     """
 
-    def __init__(self, space: SearchSpace, settings: SearchSettings) -> None:
+    def __init__(self, space: NumberSpace, settings: SearchSettings) -> None:
+        super().__init__()
         self._size = len(space)
         self._rng = np.random.default_rng(settings.seed)
 
-    def ask(self) -> list[Genome]:
-        """Returns one genome."""
-        return [tuple(float(gene) for gene in self._rng.random(self._size))]
+    def _draw(self) -> tuple[Genome, int]:
+        return tuple(self._rng.random(self._size).tolist()), self._count
 
-    def tell(self, results: Sequence[Result]) -> None:
-        """Takes the result and learns nothing from it."""
+    def _learn(self, proposal: Proposal[Genome], outcome: Outcome) -> None:
+        """Learns nothing."""

@@ -1,22 +1,42 @@
-"""`SearchSpace`: from a recipe's holes to a genome, and from any genome back to a recipe."""
+"""`Space`: from genomes to recipes; and `NumberSpace`, whose genomes are numbers for a recipe's holes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, FloatDistribution
 
 from evomerge.document import Location, spelled
 from evomerge.recipe import Hole, Number, Recipe
 
+G = TypeVar("G")
+
 Genome = tuple[float, ...]
-"""One candidate as the optimizers see it: a number in [0, 1] for each dimension."""
+"""A candidate of a `NumberSpace`: a number in [0, 1] for each dimension."""
 
 SIGNIFICANT_DIGITS = 6
 """Numbers are rounded to this before they are used: recipes stay readable, and hold what was scored."""
+
+
+class Space(Protocol[G]):
+    """What is searched: genomes, and the recipe that each stands for."""
+
+    def decode(self, genome: G) -> Recipe:
+        """Returns the recipe that `genome` stands for; every genome has one."""
+        ...
+
+    def to_json(self, genome: G) -> Any:
+        """Returns `genome` as JSON data; `from_json` restores it exactly."""
+        ...
+
+    def from_json(self, data: Any) -> G:
+        """Returns the genome that `to_json` turned into `data`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,8 +44,8 @@ class Dimension:
     """One searched number.
 
     Attributes:
-        name: its place in the recipe, for example ``models[0].parameters.weight[2]``.
-        location: the hole's place in the recipe.
+        name: its location in the recipe as text, for example ``models[0].parameters.weight[2]``.
+        location: the hole's location in the recipe.
         low: the lowest value.
         high: the highest value.
         log: whether the logarithm of the number is searched.
@@ -47,20 +67,20 @@ class Dimension:
         return min(max(float(f"{value:.{SIGNIFICANT_DIGITS}g}"), self.low), self.high)
 
     def gene(self, number: float) -> float:
-        """Returns the gene in [0, 1] that stands for `number`, which lies in the range."""
+        """Returns the gene in [0, 1] that stands for `number`, which must lie in the range."""
         if self.log:
             return math.log(number / self.low) / math.log(self.high / self.low)
         return (number - self.low) / (self.high - self.low)
 
 
-class SearchSpace:
+class NumberSpace:
     """The numbers that a recipe leaves open, one dimension each.
 
     Args:
         recipe: a recipe with holes.
         depths: for each hole with `layers`, the number of layers that its value spreads over.
-        starts: for holes without `init`, where the search begins; the middle of the range by default. A start
-            outside the range is moved to the nearer end.
+        starts: for holes without `init`, where the search begins; the middle of the range by default. A start outside
+            the range is moved to the nearer end.
 
     Attributes:
         recipe: the recipe with holes.
@@ -96,11 +116,24 @@ class SearchSpace:
         """Returns the searched numbers by name, in their own units."""
         return {dimension.name: dimension.number(gene) for dimension, gene in zip(self.dimensions, genome, strict=True)}
 
+    def parameters(self, genome: Genome) -> dict[str, tuple[float, BaseDistribution]]:
+        """Returns the numbers by name, each with its range as Optuna describes it."""
+        numbers = self.numbers(genome)
+        return {d.name: (numbers[d.name], FloatDistribution(d.low, d.high, log=d.log)) for d in self.dimensions}
+
+    def to_json(self, genome: Genome) -> list[float]:
+        """Returns the genome as a list."""
+        return list(genome)
+
+    def from_json(self, data: list[float]) -> Genome:
+        """Returns the genome that a list holds."""
+        return tuple(data)
+
     def decode(self, genome: Sequence[float]) -> Recipe:
         """Returns the recipe that `genome` stands for; every genome of the right length has one.
 
-        A hole with `layers` becomes a gradient that mergekit reads as well: k points where it interpolates,
-        else one number for each layer, layer i of n taking number floor(i k / n).
+        A hole with `layers` becomes a gradient that mergekit reads too: k points where it interpolates, otherwise one
+        number for each layer, layer i of n taking number floor(i k / n).
         """
         found: dict[Location, list[float]] = {}
         for dimension, gene in zip(self.dimensions, genome, strict=True):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
+import numpy as np
 import optuna
 
 from evomerge.recipe import SearchSettings
-from evomerge.search.optimizer import Result
-from evomerge.search.space import Genome, SearchSpace
+from evomerge.search.optimizer import Drawing, Proposal
+from evomerge.search.outcome import Outcome
+from evomerge.search.space import Genome, NumberSpace
 
 
-class Tpe:
-    """Optuna's multivariate TPE sampler, one genome a generation; the first is the space's start.
+class Tpe(Drawing[Genome]):
+    """Optuna's multivariate TPE sampler, each genome a generation of its own; the first is the space's start.
 
     Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", §4; Watanabe 2023,
     https://arxiv.org/abs/2304.11127.
@@ -23,32 +24,32 @@ class Tpe:
         settings: `seed` is used.
     """
 
-    def __init__(self, space: SearchSpace, settings: SearchSettings) -> None:
-        self._names = [f"{i}" for i in range(len(space))]
+    def __init__(self, space: NumberSpace, settings: SearchSettings) -> None:
+        super().__init__()
+        self._seed = settings.seed
+        self._start: Genome = tuple(space.start.tolist())
+        unit = optuna.distributions.FloatDistribution(0, 1)
+        self._ranges: dict[str, optuna.distributions.BaseDistribution] = {f"{i}": unit for i in range(len(space))}
+        # In memory: the run's record belongs to `study`, and this study is rebuilt from it.
+        self._study = optuna.create_study(direction="maximize")
+
+    def _draw(self) -> tuple[Genome, int]:
+        if self._count == 0:
+            return self._start, 0
+        # A seed for each proposal: what is drawn depends on what was told, not on how many were asked for at a time.
+        seed = int(np.random.SeedSequence([self._seed, self._count]).generate_state(1)[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(seed=settings.seed, multivariate=True)
-        # Kept in memory alone: the run's record is the study's, and this one is rebuilt from it.
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._study.enqueue_trial(dict(zip(self._names, space.start.tolist(), strict=True)))
+            self._study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        trial = self._study.ask()
+        genome = tuple(trial.suggest_float(name, 0, 1) for name in self._ranges)
+        # What was told is added in its own order, so that a replay gives the same study.
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return genome, self._count
 
-    def ask(self) -> list[Genome]:
-        """Returns one genome."""
-        self._trial = self._study.ask()
-        self._asked = tuple(self._trial.suggest_float(name, 0, 1) for name in self._names)
-        return [self._asked]
-
-    def tell(self, results: Sequence[Result]) -> None:
-        """Takes the result; a failure is told as one."""
-        (result,) = results
-        if result.score is None or result.genome != self._asked:
-            self._study.tell(self._trial, state=optuna.trial.TrialState.FAIL)
-            if result.score is not None:
-                params = dict(zip(self._names, result.genome, strict=True))
-                unit: optuna.distributions.BaseDistribution = optuna.distributions.FloatDistribution(0, 1)
-                ranges = dict.fromkeys(self._names, unit)
-                self._study.add_trial(
-                    optuna.trial.create_trial(value=result.score, params=params, distributions=ranges)
-                )
-        else:
-            self._study.tell(self._trial, result.score)
+    def _learn(self, proposal: Proposal[Genome], outcome: Outcome) -> None:
+        if outcome.score is not None:
+            params = dict(zip(self._ranges, proposal.genome, strict=True))
+            self._study.add_trial(
+                optuna.trial.create_trial(value=outcome.score, params=params, distributions=self._ranges)
+            )

@@ -1,7 +1,7 @@
 """Searches: checked before they begin, on record as they go, concluded on the holdout."""
 
 from evomerge.study.intervals import interval
-from evomerge.study.record import Outcome, Record, Trial
+from evomerge.study.record import Record, Trial
 from evomerge.study.report_data import ModelResult, ReportData, conclude
 from evomerge.study.runs import Run, runs
 from evomerge.study.search_spec import SearchSpec, prepare
@@ -11,7 +11,6 @@ __all__ = [
     "ModelResult",
     "Objective",
     "Observer",
-    "Outcome",
     "Record",
     "ReportData",
     "Run",

@@ -1,157 +1,192 @@
-"""The record of a search: an Optuna study in the run's folder, one transaction an evaluation.
+"""The record of a search: an Optuna study, one transaction an evaluation.
 
-A trial is one merge: trial 0 is the parents' mean, the others are candidates in the order in which the optimizer
-asked for them. Parents and holdout scores are the study's attributes. A kill between two transactions loses at
-most the evaluation that was under way.
+A trial is one merge: trial 0 is the parents' mean, the others are candidates in the order in which their outcomes were
+told to the optimizer. Parents and holdout scores are attributes of the study. A kill between two transactions loses at
+most the evaluation in progress.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import FloatDistribution
+import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from evomerge.checkpoint import UNFINISHED
 from evomerge.errors import StudyError
-from evomerge.evaluation import task_means
-from evomerge.search import Genome, SearchSpace
+from evomerge.search import Outcome, Proposal, State
+from evomerge.study.storage import DATABASE, Storage
 
-DATABASE = "study.db"
 RESULT = "result.json"
-STUDY = "evomerge"
+ELSEWHERE = "storage.url"
+"""The file that names the database where a run's record is, when that is not study.db; without the password."""
 
+FORMAT = 2
+"""The version of what a record holds."""
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one evaluation.
-
-    Attributes:
-        items: for each task, one number an item; None where it failed.
-        seconds: for ``build``, ``evaluate`` and ``other`` (all else since the evaluation before).
-        error: why it failed; None where it did not.
-    """
-
-    items: Mapping[str, tuple[float, ...]] | None
-    seconds: Mapping[str, float]
-    error: str | None = None
-
-    @property
-    def means(self) -> dict[str, float] | None:
-        """The mean over the items of each task; None where the evaluation failed."""
-        return None if self.items is None else task_means(self.items)
-
-    def as_data(self) -> dict[str, Any]:
-        """Returns the outcome as plain data; `from_data` gives it back, every number to the last bit."""
-        items = {name: list(values) for name, values in self.items.items()} if self.items else None
-        return {"items": items, "seconds": dict(self.seconds), "error": self.error}
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Outcome:
-        """Returns the outcome that `as_data` made `data` of."""
-        items = data["items"]
-        kept = {name: tuple(values) for name, values in items.items()} if items is not None else None
-        return cls(kept, data["seconds"], data["error"])
+_STATES = {State.COMPLETE: TrialState.COMPLETE, State.PARTIAL: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One merge that was evaluated.
+    """One recorded evaluation of a merge.
 
     Attributes:
-        number: counts from 0, in the order of evaluation.
-        kind: ``mean`` of the parents, or ``candidate``.
-        genome: the candidate's; empty for the mean.
-        recipe: its recipe as YAML.
-        objective: higher is better; None where it failed.
-        outcome: what came of it.
+        number: counts from 0, in the order of the record.
+        proposal: the candidate, its genome as JSON data; None for the parents' mean.
+        recipe: what was merged, as JSON data.
+        outcome: the scores and the cost.
     """
 
     number: int
-    kind: Literal["mean", "candidate"]
-    genome: Genome
-    recipe: str
-    objective: float | None
+    proposal: Proposal[Any] | None
+    recipe: Mapping[str, Any]
     outcome: Outcome
+
+    @property
+    def kind(self) -> Literal["mean", "candidate"]:
+        """Whether it is the parents' ``mean``, or a ``candidate``."""
+        return "mean" if self.proposal is None else "candidate"
+
+    @property
+    def objective(self) -> float | None:
+        """The score, higher is better; None where it failed."""
+        return self.outcome.score
+
+    @property
+    def key(self) -> str:
+        """Text that is equal for trials of equal recipes."""
+        return recipe_key(self.recipe)
+
+
+def recipe_key(recipe: Mapping[str, Any]) -> str:
+    """Returns text that is equal for equal recipes' data."""
+    return json.dumps(recipe, sort_keys=True)
 
 
 class Record:
-    """An open record; its folder is locked until `close`, or until the process ends in whatever way.
+    """An open record, locked until `close` or the end of the process.
+
+    Two locks keep a second search away: one on the run's folder, one on the study where its database is elsewhere.
 
     Args:
-        folder: the run's folder; made where it does not exist.
+        folder: the run's folder; made if it does not exist.
+        storage: the URL of the database that holds the record; study.db in the folder by default.
+
+    Attributes:
+        label: where the record is, in messages.
 
     Raises:
-        StudyError: another process is searching there, or the database cannot be read.
+        StudyError: another process is searching there, or the database cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.folder = folder
+        self._place = Storage(folder, storage)
+        self.label = self._place.label
+        self._locks: list[sqlalchemy.Connection | int] = []
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # The system drops a lock on the folder itself when the process dies, and no lock file is left behind.
-            self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as fault:
-            raise StudyError(
-                f"{folder}: cannot be used as a run's folder ({fault.strerror}); use another --run-dir"
-            ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            os.close(self._lock)
-            reason = "another evomerge is searching here; wait for it"
-            if not isinstance(fault, BlockingIOError):
-                reason = f"its file system cannot lock it ({fault.strerror})"
-            raise StudyError(f"{folder}: {reason}, or use another --run-dir") from None
-        self._open()
-
-    def _open(self) -> None:
-        path = self.folder / DATABASE
-        fresh = partial(path)
-        try:
-            for left in self.folder.glob(partial(Path("*")).name):
-                left.unlink()
-            if not path.exists():
-                # Making the tables takes many transactions: under its name there is a whole database or none.
-                made = _storage(fresh)
-                optuna.create_study(storage=made, study_name=STUDY, direction="maximize")
-                made.engine.dispose()
-                os.replace(fresh, path)
-        except Exception as fault:
-            self.close()
-            raise StudyError(f"{path}: cannot be made ({_reason(fault)}); use another --run-dir") from None
-        try:
-            self._storage, self._study, self._attributes, self._trials = _read(path)
-        except StudyError:
+            self._lock_folder()
+            self._check_place(storage is not None)
+            self._open(own=storage is None)
+            if storage is not None:
+                write_atomically(folder / ELSEWHERE, self.label + "\n")
+        except BaseException:
             self.close()
             raise
 
+    def _lock_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # On the folder itself: the system drops the lock when the process dies, and no lock file is left behind.
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            self._locks.append(descriptor)
+        except OSError as fault:
+            raise StudyError(
+                f"{self.folder}: cannot be used as a run's folder ({fault.strerror}); use another --run-dir"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            reason = "another evomerge is searching here; wait for it"
+            if not isinstance(fault, BlockingIOError):
+                reason = f"its file system cannot lock it ({fault.strerror})"
+            raise StudyError(f"{self.folder}: {reason}, or use another --run-dir") from None
+
+    def _check_place(self, elsewhere: bool) -> None:
+        """Refuses a database other than the one that holds the run's record."""
+        known = storage_of(self.folder)
+        if known and known != self.label:
+            raise StudyError(
+                f"{self.folder}: its record is in {known}; resume with --storage and the URL of that database"
+                f" (if it has moved, put its new URL, without the password, into {self.folder / ELSEWHERE})"
+            )
+        if elsewhere and (self.folder / DATABASE).exists():
+            raise StudyError(
+                f"{self.folder}: its record is in {DATABASE}; resume without --storage, or use another --run-dir"
+            )
+
+    def _open(self, own: bool) -> None:
+        place, path = self._place, self.folder / DATABASE
+        try:
+            for left in self.folder.glob(partial(Path("*")).name):
+                left.unlink()
+            if own and not path.exists():
+                # Making the tables takes many transactions: a database is complete before it has its name.
+                place.open(partial(path)).engine.dispose()
+                os.replace(partial(path), path)
+        except Exception as fault:
+            raise StudyError(f"{self.label}: cannot be made ({place.reason(fault)}); use another --run-dir") from None
+        with _reading(place):
+            self._storage = place.open()
+            lock = None if own else place.lock(self._storage)
+        if lock is not None:
+            self._locks.append(lock)
+        elif not own:
+            raise StudyError(
+                f'{self.label}: another evomerge is searching as "{place.study}"; wait for it, or use another --run-dir'
+            )
+        self._load()
+
+    def _load(self) -> None:
+        """Reads the study; makes it where there is none."""
+        with _reading(self._place):
+            _check_integrity(self._place, self._storage)
+            if self._place.study not in optuna.get_all_study_names(self._storage):
+                optuna.create_study(storage=self._storage, study_name=self._place.study, direction="maximize")
+            self._study, self._attributes, self._trials = _read(self._place, self._storage)
+        if not self._attributes:
+            self.set_attribute("format", FORMAT)
+
     def clear(self) -> None:
-        """Begins the record anew, with nothing in it.
+        """Empties the record.
 
         Raises:
             StudyError: it cannot be written.
         """
-        self._storage.engine.dispose()
-        self._written((self.folder / DATABASE).unlink)
-        self._open()
+        self._written(lambda: optuna.delete_study(study_name=self._place.study, storage=self._storage))
+        self._load()
 
     def close(self) -> None:
-        """Closes the database and unlocks the folder."""
+        """Closes the database and unlocks the study and the folder."""
         if hasattr(self, "_storage"):
             self._storage.engine.dispose()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        while self._locks:
+            lock = self._locks.pop()
+            if isinstance(lock, int):
+                os.close(lock)
+            else:
+                lock.close()
 
     def __enter__(self) -> Record:
         return self
@@ -166,33 +201,31 @@ class Record:
 
     @property
     def scored(self) -> bool:
-        """Whether any model has been scored; before that, the record binds a search to nothing."""
+        """Whether any model has been scored; until then, the record does not bind the search to its settings."""
         found = [self._attributes[name] for name in self._attributes if name.startswith("baseline:")]
-        return any(entry["items"] for entry in found) or any(trial.outcome.items for trial in self._trials)
+        return any(data["items"] for data in found) or any(trial.outcome.items for trial in self._trials)
 
-    def add(self, trial: Trial, space: SearchSpace) -> None:
-        """Puts one more trial on record, durably, in one transaction.
+    def add(self, trial: Trial, parameters: Mapping[str, tuple[float, BaseDistribution]]) -> None:
+        """Records one more trial, durably, in one transaction.
+
+        Args:
+            trial: the trial.
+            parameters: the candidate's numbers by name, each with its range, for Optuna's tools.
 
         Raises:
             StudyError: it cannot be written, for instance because the disk is full.
         """
-        dimensions = space.dimensions if trial.kind == "candidate" else []
-        seconds = trial.outcome.seconds
-        now = datetime.now()
+        proposal = trial.proposal
+        asked = {"id": proposal.id, "generation": proposal.generation, "genome": proposal.genome} if proposal else {}
         frozen = optuna.trial.create_trial(
-            state=TrialState.FAIL if trial.objective is None else TrialState.COMPLETE,
+            state=_STATES[trial.outcome.state],
             value=trial.objective,
-            params=space.numbers(trial.genome) if dimensions else {},
-            distributions={d.name: FloatDistribution(d.low, d.high, log=d.log) for d in dimensions},
-            user_attrs={
-                "kind": trial.kind,
-                "genome": list(trial.genome),
-                "recipe": trial.recipe,
-                **trial.outcome.as_data(),
-            },
+            params={name: value for name, (value, _) in parameters.items()},
+            distributions={name: distribution for name, (_, distribution) in parameters.items()},
+            user_attrs={"kind": trial.kind, "recipe": trial.recipe, **asked, **trial.outcome.as_data()},
         )
-        frozen.datetime_start = datetime.fromtimestamp(now.timestamp() - sum(seconds.values()))
-        frozen.datetime_complete = now
+        frozen.datetime_complete = datetime.now()
+        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=sum(trial.outcome.seconds.values()))
         self._written(lambda: self._study.add_trial(frozen))
         self._trials.append(trial)
 
@@ -201,7 +234,7 @@ class Record:
         return self._attributes.get(name)
 
     def set_attribute(self, name: str, value: Any) -> None:
-        """Puts an attribute on record, durably.
+        """Records an attribute, durably.
 
         Raises:
             StudyError: it cannot be written, for instance because the disk is full.
@@ -209,29 +242,43 @@ class Record:
         self._written(lambda: self._study.set_user_attr(name, value))
         self._attributes[name] = value
 
-    def _written(self, write: Any) -> None:
+    def _written(self, write: Callable[[], object]) -> None:
         try:
             write()
         except Exception as fault:
+            remedy = "make room where the disk is full" if self._place.path else "make sure that the server is running"
             raise StudyError(
-                f"{self.folder / DATABASE}: cannot be written ({_reason(fault)}); all evaluations before this one are"
-                " safe: make room where the disk is full, and run the same command again to resume"
+                f"{self.label}: cannot be written ({self._place.reason(fault)}); all evaluations before this one are"
+                f" safe: {remedy}, and run the same command again to resume"
             ) from None
 
 
 def recorded_trials(folder: Path) -> tuple[Trial, ...]:
-    """Returns the trials on record in a run's folder, which may be in use by a search.
+    """Returns the trials on record in a run's study.db, which may be in use by a search.
 
     Raises:
         StudyError: the database cannot be read.
     """
-    storage, _, _, trials = _read(folder / DATABASE)
-    storage.engine.dispose()
-    return tuple(trials)
+    place = Storage(folder)
+    with _reading(place):
+        storage = place.open()
+        try:
+            _check_integrity(place, storage)
+            return tuple(_read(place, storage)[2])
+        finally:
+            storage.engine.dispose()
+
+
+def storage_of(folder: Path) -> str:
+    """Returns the database that holds a run's record, without its password; empty where that is study.db."""
+    try:
+        return (folder / ELSEWHERE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def partial(path: Path) -> Path:
-    """Returns where a file is written before it has its name; one that a kill left behind is deleted by this name."""
+    """Returns where a file is written before it has its name; leftovers of a kill are found by this name."""
     return path.with_name(f".{path.name}.{UNFINISHED}")
 
 
@@ -257,52 +304,51 @@ def write_atomically(path: Path, text: str) -> None:
         ) from None
 
 
-def _storage(path: Path) -> optuna.storages.RDBStorage:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return optuna.storages.RDBStorage(f"sqlite:///{path.as_posix().replace('{', '{{').replace('}', '}}')}")
+@contextlib.contextmanager
+def _reading(place: Storage) -> Iterator[None]:
+    """Turns whatever goes wrong into a `StudyError`.
 
-
-def _read(path: Path) -> tuple[optuna.storages.RDBStorage, optuna.Study, dict[str, Any], list[Trial]]:
-    """Returns a database, open, and all that is in it.
-
-    Raises:
-        StudyError: it is no record of a search, or it is damaged.
+    A damaged page shows in as many ways as there are things to read: text that is not JSON, missing rows.
     """
-    storage = None
     try:
-        storage = _storage(path)
+        yield
+    except StudyError:
+        raise
+    except Exception as fault:
+        remedy = "restore it from a copy, or use another --run-dir"
+        if place.path is None:
+            remedy = "check the URL, and that the server is running"
+        raise StudyError(
+            f"{place.label}: cannot be opened as the record of a search ({place.reason(fault)}); {remedy}"
+        ) from None
+
+
+def _check_integrity(place: Storage, storage: optuna.storages.RDBStorage) -> None:
+    if place.path:
         with storage.engine.connect() as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
         if found != "ok":
             raise ValueError(f"damaged: {found}")
-        study = optuna.load_study(study_name=STUDY, storage=storage)
-        own = [frozen for frozen in study.get_trials(deepcopy=False) if "kind" in frozen.user_attrs]
-        return storage, study, dict(study.user_attrs), [_trial(number, frozen) for number, frozen in enumerate(own)]
-    # A damaged page shows in as many ways as there are things to read: text that is no JSON, rows that are not there.
-    except Exception as fault:
-        if storage is not None:
-            storage.engine.dispose()
+
+
+def _read(place: Storage, storage: optuna.storages.RDBStorage) -> tuple[optuna.Study, dict[str, Any], list[Trial]]:
+    """Returns a record's study and everything in it.
+
+    Raises:
+        StudyError: the study is not a record of this version.
+    """
+    study = optuna.load_study(study_name=place.study, storage=storage)
+    attributes, trials = dict(study.user_attrs), study.get_trials(deepcopy=False)
+    if (attributes or trials) and attributes.get("format") != FORMAT:
         raise StudyError(
-            f"{path}: cannot be opened as the record of a search ({_reason(fault)}); restore it from a copy, or use"
-            " another --run-dir"
-        ) from None
+            f'{place.label}: its study "{place.study}" was not written by this version of evomerge; use another'
+            " --run-dir"
+        )
+    own = [frozen.user_attrs for frozen in trials if "kind" in frozen.user_attrs]
+    return study, attributes, [_trial(number, data) for number, data in enumerate(own)]
 
 
-def _trial(number: int, frozen: optuna.trial.FrozenTrial) -> Trial:
-    attributes = frozen.user_attrs
-    return Trial(
-        number=number,
-        kind=attributes["kind"],
-        genome=tuple(attributes["genome"]),
-        recipe=attributes["recipe"],
-        objective=frozen.value if frozen.state == TrialState.COMPLETE else None,
-        outcome=Outcome.from_data(attributes),
-    )
-
-
-def _reason(fault: BaseException) -> str:
-    """Returns the first line of what is behind a fault, or its kind where it says nothing."""
-    cause = fault.__cause__ or fault
-    return (str(cause).splitlines() or [type(cause).__name__])[0]
+def _trial(number: int, data: Mapping[str, Any]) -> Trial:
+    candidate = data["kind"] == "candidate"
+    proposal = Proposal(data["id"], data["genome"], data["generation"]) if candidate else None
+    return Trial(number, proposal, data["recipe"], Outcome.from_data(data))

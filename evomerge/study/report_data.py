@@ -9,8 +9,9 @@ from typing import Any
 
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
+from evomerge.search import Outcome
 from evomerge.study.intervals import difference_interval, interval
-from evomerge.study.record import RESULT, Outcome, Trial, write_atomically
+from evomerge.study.record import RESULT, Trial, write_atomically
 from evomerge.study.study import Study
 
 FINALISTS = 5
@@ -167,7 +168,7 @@ def conclude(study: Study) -> ReportData:
     finalists = ranked[:FINALISTS]
     trials: list[Trial] = list({trial.number: trial for trial in [*finalists, *_mean(study)]}.values())
     recipes = {name: spec.parent_recipe(name) for name in study.baselines}
-    recipes |= {_name(trial): Recipe.parse(trial.recipe) for trial in trials}
+    recipes |= {_name(trial): Recipe.model_validate(trial.recipe) for trial in trials}
     outcomes: dict[str, Outcome] = {}
     for i, (name, recipe) in enumerate(recipes.items()):
         study.observer.holdout(name, i, len(recipes))
@@ -193,14 +194,13 @@ def _concluded(
         outcome = outcomes[name]
         value = study.value(outcome)
         bounds = None
-        if outcome.items is not None and value is not None:
-            # The objective is the weighted sum, but for a constant where tasks are normalized.
-            shift = value - sum(weight * (outcome.means or {})[task] for task, weight in weights.items())
-            low, high = interval(outcome.items, weights)
+        if value is not None:
+            # The objective is the weighted sum, up to a constant where tasks are normalized.
+            shift = value - sum(weight * outcome.means[task] for task, weight in weights.items())
+            low, high = interval(_whole(outcome), weights)
             bounds = (min(low + shift, value), max(high + shift, value))
-        return ModelResult(name, searched[name], value, bounds, outcome.means or {}, outcome.error)
+        return ModelResult(name, searched[name], value, bounds, outcome.means, outcome.error)
 
-    candidates = [trial for trial in study.record.trials if trial.kind == "candidate"]
     spent = [trial.outcome for trial in study.record.trials] + list(study.baselines.values())
     mean = _mean(study)
     found = ReportData(
@@ -208,26 +208,28 @@ def _concluded(
         base=result(spec.base) if spec.base else None,
         mean=result(_name(mean[0])) if mean and mean[0].objective is not None else None,
         finalists=[result(_name(trial)) for trial in finalists],
-        recipe=Recipe.parse(finalists[0].recipe),
+        recipe=Recipe.model_validate(finalists[0].recipe),
         difference=None,
         difference_interval=None,
-        evaluations=len(candidates),
-        failures=sum(trial.objective is None for trial in candidates),
+        evaluations=len(study.candidates),
+        failures=sum(trial.objective is None for trial in study.candidates),
         seconds={part: sum(o.seconds[part] for o in spent) for part in ("build", "evaluate", "other")},
     )
-    own, rival = outcomes[found.winner.name].items, found.rival
-    if own is None or rival is None:
+    rival = found.rival
+    if found.winner.holdout is None or rival is None:
         return found
-    gaps = [
-        difference_interval(own, items, weights)
-        for items in (outcomes[other.name].items for other in found.competitors)
-        if items is not None
-    ]
+    own = _whole(outcomes[found.winner.name])
+    gaps = [difference_interval(own, _whole(outcomes[other.name]), weights) for other in found.competitors]
     return replace(
         found,
-        difference=(found.winner.holdout or 0.0) - (rival.holdout or 0.0),
+        difference=found.winner.holdout - (rival.holdout or 0.0),
         difference_interval=(min(low for low, _ in gaps), min(high for _, high in gaps)),
     )
+
+
+def _whole(outcome: Outcome) -> dict[str, list[float]]:
+    """Returns an outcome's scored items by task: on the holdout, all of them."""
+    return {task: [score for score in scores if score is not None] for task, scores in outcome.items.items()}
 
 
 def _mean(study: Study) -> list[Trial]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.errors import StudyError
-from evomerge.study.record import DATABASE, RESULT, recorded_trials
+from evomerge.study.record import RESULT, recorded_trials
+from evomerge.study.storage import DATABASE
 
 
 @dataclass(frozen=True)

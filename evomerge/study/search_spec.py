@@ -18,7 +18,7 @@ from evomerge.merge import Plan, Tier, WeightStore, checked_method, choose_tier,
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.runtime import ResidentRuntime, Runtime, compute_dtype
-from evomerge.search import OPTIMIZERS, SearchSpace
+from evomerge.search import OPTIMIZERS, NumberSpace
 from evomerge.tasks import Task
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class SearchSpec:
     checkpoints: Mapping[str, Checkpoint]
     tasks: tuple[Task, ...]
     task_weights: Mapping[str, float]
-    space: SearchSpace
+    space: NumberSpace
     parents: tuple[str, ...]
     base: str | None
     first: Plan
@@ -195,7 +195,7 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
     return tuple(found.values())
 
 
-def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> SearchSpace:
+def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> NumberSpace:
     holes = recipe.holes()
     names = parents(recipe)
     depth = Architecture.of(checkpoints[names[0]].config, checkpoints[names[0]].tensors).num_layers
@@ -215,7 +215,7 @@ def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> SearchSpace
         depths[location] = own or 0
     if faults:
         raise RecipeError(faults)
-    return SearchSpace(recipe, depths=depths, starts=hole_starts(recipe, checked_method(recipe), len(names)))
+    return NumberSpace(recipe, depths=depths, starts=hole_starts(recipe, checked_method(recipe), len(names)))
 
 
 def _depth_at(recipe: Recipe, location: Location, depth: int) -> int | None:

@@ -1,10 +1,10 @@
-"""`Study`: ask, build, evaluate, record, tell; going on after a kill; the holdout; the winner."""
+"""`Study`: ask, load, evaluate, record, tell; and resume after a kill by telling the record."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +24,9 @@ from evomerge.evaluation import Evaluator, Scores
 from evomerge.merge import Planner, WeightStore, compute_device
 from evomerge.recipe import Recipe
 from evomerge.runtime import Runtime, compute_dtype
-from evomerge.search import OPTIMIZERS, Genome, Result
+from evomerge.search import OPTIMIZERS, Genome, Outcome, Proposal, State
 from evomerge.study.identity import changes, environment, identity
-from evomerge.study.record import Outcome, Record, Trial, write_atomically
+from evomerge.study.record import Record, Trial, recipe_key, write_atomically
 from evomerge.study.search_spec import SearchSpec
 from evomerge.tasks import Split
 
@@ -48,9 +48,6 @@ class Observer(Protocol):
 
     def trial(self, trial: Trial, fresh: bool) -> None:
         """A merge is on record: just evaluated where `fresh`, else read back."""
-
-    def generation(self, number: int, results: list[Result]) -> None:
-        """A generation is complete."""
 
     def holdout(self, name: str, done: int, total: int) -> None:
         """The holdout is scored for `name`, number `done` of `total`."""
@@ -93,25 +90,28 @@ class Objective:
 
 
 class Study:
-    """One search in one folder; starting it again goes on.
+    """One search in one folder; starting it again resumes it.
 
     Args:
         spec: what is searched.
         folder: the run's folder.
         device: see `empty_model`.
         observer: told of everything that happens.
+        storage: the URL of the database for the record, see `Record`.
 
     Raises:
-        StudyError: the folder is in use, damaged, or holds another search.
+        StudyError: the record is in use, damaged, or that of another search.
     """
 
-    def __init__(self, spec: SearchSpec, folder: Path, device: str, observer: Observer) -> None:
+    def __init__(
+        self, spec: SearchSpec, folder: Path, device: str, observer: Observer, storage: str | None = None
+    ) -> None:
         self.spec = spec
         self.folder = folder
         self.observer = observer
         self._device = device
         self._noted = False
-        self.record = Record(folder)
+        self.record = Record(folder, storage)
         try:
             self._check_identity()
         except BaseException:
@@ -121,6 +121,7 @@ class Study:
         self._scoring: tuple[Runtime, Evaluator] | None = None
         self._mark = time.perf_counter()
         self.baselines: dict[str, Outcome] = {}
+        self._known: dict[str, Outcome] = {}  # by `Trial.key`
         self.objective = Objective(spec.task_weights, None)
 
     def __enter__(self) -> Study:
@@ -203,13 +204,12 @@ class Study:
         if self.record.attribute("holdout") is None:
             self.scoring  # noqa: B018 (made now: its faults show before anything is scored)
         self._run_baselines()
-        trials = list(self.record.trials)
-        known = {trial.recipe: trial.outcome for trial in trials}
-        for trial in trials:
+        for trial in self.record.trials:
+            self._known[trial.key] = trial.outcome
             self.observer.trial(trial, fresh=False)
         self._write_best()
-        self._run_mean(known)
-        self._run_candidates(known)
+        self._run_mean()
+        self._run_candidates()
 
     def _run_baselines(self) -> None:
         spec = self.spec
@@ -227,8 +227,7 @@ class Study:
     def _ranges(self) -> dict[str, tuple[float, float]] | None:
         if not self.spec.settings.normalize:
             return None
-        scored = [self.baselines[name].means for name in self.spec.parents]
-        found = [mean for mean in scored if mean is not None]
+        found = [means for name in self.spec.parents if (means := self.baselines[name].means)]
         if not found:
             raise StudyError("normalize is true, but no parent could be scored; see their errors above")
         return {
@@ -236,7 +235,7 @@ class Study:
             for task in self.spec.task_weights
         }
 
-    def _run_mean(self, known: dict[str, Outcome]) -> None:
+    def _run_mean(self) -> None:
         if self.record.trials:
             return
         recipe = self.spec.mean_recipe()
@@ -245,52 +244,54 @@ class Study:
         except EvomergeError:
             # Parents of different depths have no mean; their layers are stacked, not averaged.
             return
-        self._add("mean", (), recipe, known)
+        self._add(None, recipe)
 
-    def _run_candidates(self, known: dict[str, Outcome]) -> None:
-        spec = self.spec
-        optimizer = OPTIMIZERS[spec.settings.optimizer](spec.space, spec.settings)
-        recorded = [trial for trial in self.record.trials if trial.kind == "candidate"]
-        done = 0
-        generation = 0
-        while done < spec.settings.evaluations:
-            results = []
-            for genome in optimizer.ask():
-                if done == spec.settings.evaluations:
-                    return
-                if done < len(recorded):
-                    trial = recorded[done]
-                    if trial.genome != genome:
-                        # Another processor's or library's last bits: the record says what was scored.
-                        self._note_environment()
-                else:
-                    trial = self._add("candidate", genome, spec.space.decode(genome), known)
-                results.append(Result(trial.genome, trial.objective))
-                done += 1
-                self._refuse_hopeless(trial)
-            optimizer.tell(results)
-            generation += 1
-            self.observer.generation(generation, results)
+    def _run_candidates(self) -> None:
+        space, settings = self.spec.space, self.spec.settings
+        optimizer = OPTIMIZERS[settings.optimizer](space, settings)
+        for trial in self.candidates:
+            assert trial.proposal
+            proposal = replace(trial.proposal, genome=space.from_json(trial.proposal.genome))
+            if not optimizer.tell(proposal, trial.outcome):
+                # Another processor's or library's last bits: the record says what was scored.
+                self._note_environment()
+        self._refuse_hopeless()
+        while len(self.candidates) < settings.evaluations:
+            (proposal,) = optimizer.ask(1)
+            optimizer.tell(proposal, self._add(proposal, space.decode(proposal.genome)).outcome)
+            self._refuse_hopeless()
 
-    def _refuse_hopeless(self, last: Trial) -> None:
-        trials = [trial for trial in self.record.trials if trial.kind == "candidate"]
-        if len(trials) == MOST_FAILURES and all(trial.objective is None for trial in trials):
-            raise StudyError(f"all of the first {MOST_FAILURES} candidates failed, the last with: {last.outcome.error}")
+    @property
+    def candidates(self) -> list[Trial]:
+        """The candidates on record."""
+        return [trial for trial in self.record.trials if trial.proposal]
 
-    def _add(self, kind: Any, genome: Genome, recipe: Recipe, known: dict[str, Outcome]) -> Trial:
+    def _refuse_hopeless(self) -> None:
+        trials = self.candidates
+        if len(trials) >= MOST_FAILURES and all(trial.objective is None for trial in trials):
+            error = trials[-1].outcome.error
+            raise StudyError(f"all of the first {MOST_FAILURES} candidates failed, the last with: {error}")
+
+    def _add(self, proposal: Proposal[Genome] | None, recipe: Recipe) -> Trial:
+        space, number = self.spec.space, len(self.record.trials)
         merge = recipe.merge_only()
-        text = merge.to_yaml()
-        number = len(self.record.trials)
-        # The same numbers make the same model, which scores the same: pure repetition is spared.
-        same = known.get(text)
-        outcome = (
-            Outcome(same.items, {"build": 0.0, "evaluate": 0.0, "other": 0.0}, same.error)
-            if same
-            else self.evaluate(merge, f"trial {number}", "search")
-        )
-        trial = Trial(number, kind, genome, text, self.value(outcome), outcome)
-        self.record.add(trial, self.spec.space)
-        known[text] = outcome
+        data = merge.as_data()
+        # The same numbers make the same model with the same scores: it is not evaluated twice.
+        same = self._known.get(recipe_key(data))
+        if same:
+            outcome = replace(same, seconds=dict.fromkeys(same.seconds, 0.0), prompt_tokens=0, new_tokens=0)
+        else:
+            outcome = self.evaluate(merge, f"trial {number}", "search")
+            value = self.value(outcome)
+            outcome = replace(outcome, objectives=() if value is None else (value,))
+        recorded: Proposal[Any] | None = proposal
+        parameters = {}
+        if proposal:
+            recorded = Proposal(proposal.id, space.to_json(proposal.genome), proposal.generation)
+            parameters = space.parameters(proposal.genome)
+        trial = Trial(number, recorded, data, outcome)
+        self.record.add(trial, parameters)
+        self._known[trial.key] = outcome
         if self.best() is trial:
             self._write_best()
         self.observer.trial(trial, fresh=True)
@@ -320,12 +321,14 @@ class Study:
             spent = time.perf_counter() - started
         else:
             seconds = {"build": built, "evaluate": scores.cost.seconds}
-            other = self._mark_time() - sum(seconds.values())
-            return Outcome(scores.by_task(), {**seconds, "other": max(other, 0.0)})
+            seconds["other"] = max(self._mark_time() - sum(seconds.values()), 0.0)
+            cost = scores.cost
+            return Outcome(State.COMPLETE, (), scores.by_task(), seconds, cost.prompt_tokens, cost.new_tokens)
         if not own:
             # Not before the fault is gone, which holds what the evaluation had in memory.
             self._refuse_broken(error)
-        return Outcome(None, {"build": 0.0, "evaluate": 0.0, "other": spent}, error)
+        seconds = {"build": 0.0, "evaluate": 0.0, "other": spent}
+        return Outcome(State.FAILED, seconds=seconds, error=error)
 
     def _scores(self, recipe: Recipe, what: str, split: Split) -> tuple[Scores, float]:
         """Returns the scores of a recipe's model, and the seconds in which its weights were written."""
@@ -343,14 +346,14 @@ class Study:
 
         A disk or a device that is lost fails every candidate that follows, and all would be on record as failed.
         """
-        scored = [trial for trial in self.record.trials if trial.objective is not None]
+        scored = self.scored
         if not scored:
             return
         what = f"trial {scored[-1].number}"
         try:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._scores(Recipe.parse(scored[-1].recipe), what, "search")
+            self._scores(Recipe.model_validate(scored[-1].recipe), what, "search")
         except Exception as fault:
             raise StudyError(
                 f"{error}\n{what}, which was scored before, now fails too ({fault}); all evaluations before this one"
@@ -364,21 +367,23 @@ class Study:
 
     def value(self, outcome: Outcome) -> float | None:
         """Returns an outcome's objective; None where it failed."""
-        found = outcome.means
-        return None if found is None else self.objective(found)
+        return None if outcome.state is State.FAILED else self.objective(outcome.means)
+
+    @property
+    def scored(self) -> list[Trial]:
+        """The merges on record that were scored."""
+        return [trial for trial in self.record.trials if trial.objective is not None]
 
     def ranked(self) -> list[Trial]:
         """Returns the merges that were scored, the best first, the earlier first among equals; each recipe once."""
-        scored = [trial for trial in self.record.trials if trial.objective is not None]
         found: dict[str, Trial] = {}
-        for trial in sorted(scored, key=lambda trial: (-(trial.objective or 0.0), trial.number)):
-            found.setdefault(trial.recipe, trial)
+        for trial in sorted(self.scored, key=_rank):
+            found.setdefault(trial.key, trial)
         return list(found.values())
 
     def best(self) -> Trial | None:
         """Returns the best merge so far; None where none was scored."""
-        ranked = self.ranked()
-        return ranked[0] if ranked else None
+        return min(self.scored, key=_rank, default=None)
 
     def _write_best(self) -> None:
         best = self.best()
@@ -393,4 +398,10 @@ class Study:
         def anywhere(name: str) -> str:
             return Reference.parse(name, folders).absolute(folders)
 
-        write_atomically(self.folder / "best.yaml", Recipe.parse(best.recipe).with_models(anywhere).to_yaml(head))
+        write_atomically(
+            self.folder / "best.yaml", Recipe.model_validate(best.recipe).with_models(anywhere).to_yaml(head)
+        )
+
+
+def _rank(trial: Trial) -> tuple[float, int]:
+    return -(trial.objective or 0.0), trial.number

@@ -1,5 +1,6 @@
 """The space: holes to dimensions, and every genome to a recipe."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.recipe import Recipe
-from evomerge.search import SearchSpace
+from evomerge.search import NumberSpace
 
 RECIPE = Recipe.parse(
     """
@@ -26,8 +27,8 @@ models:
 A, B, C, D = RECIPE.holes()
 
 
-def space(depth: int = 7) -> SearchSpace:
-    return SearchSpace(RECIPE, depths={A: depth, B: depth}, starts={A: 0.25, B: -3.0})
+def space(depth: int = 7) -> NumberSpace:
+    return NumberSpace(RECIPE, depths={A: depth, B: depth}, starts={A: 0.25, B: -3.0})
 
 
 def weights(recipe: Recipe) -> list:
@@ -71,6 +72,13 @@ def test_every_genome_decodes_to_a_recipe_without_holes_in_range(genome: list[fl
         for number in value if isinstance(value, tuple) else (value,):
             assert low <= number <= high
     assert Recipe.parse(recipe.to_yaml()) == recipe
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.as_data()))) == recipe
+
+
+@given(st.lists(st.floats(0, 1), min_size=7, max_size=7).map(tuple))
+def test_a_genome_survives_json(genome: tuple[float, ...]):
+    found = space()
+    assert found.from_json(json.loads(json.dumps(found.to_json(genome)))) == genome
 
 
 @given(st.lists(st.floats(0, 1), min_size=7, max_size=7))

@@ -50,13 +50,13 @@ def test_the_record_holds_every_evaluation(case: Path, whole: Path):
         assert trial.state == optuna.trial.TrialState.COMPLETE
         assert {name: len(items) for name, items in trial.user_attrs["items"].items()} == {"likely": 8, "written": 8}
         assert set(trial.user_attrs["seconds"]) == {"build", "evaluate", "other"}
-        recipe = Recipe.parse(trial.user_attrs["recipe"])
+        recipe = Recipe.model_validate(trial.user_attrs["recipe"])
         assert not recipe.holes()
         items = trial.user_attrs["items"]
         expected = (sum(items["likely"]) / 8 + 0.5 * sum(items["written"]) / 8) / 1.5
         assert trial.value == pytest.approx(expected)
     weights = [trial.params["models[1].parameters.weight"] for trial in loaded.trials[1:]]
-    recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in loaded.trials[1:]]
+    recipes = [Recipe.model_validate(trial.user_attrs["recipe"]) for trial in loaded.trials[1:]]
     assert weights == [recipe.models[1].parameters["weight"] for recipe in recipes]
     for name in ("a", "b", "base"):
         assert f"baseline:{case.parent / name}" in loaded.user_attrs
@@ -209,7 +209,9 @@ def test_a_source_that_is_lost_ends_the_search_with_nothing_wrong_on_record(
             if trial.number == 2:
                 os.truncate(weights, 1000)
 
-    with pytest.raises(StudyError, match=r"(?s)shrank.*trial 2, which was scored before, now fails too.*resume"):
+    with pytest.raises(
+        StudyError, match=r"(?s)changed since it was opened.*trial 2, which was scored before, now fails too.*resume"
+    ):
         search(recipe, tmp_path / "run", Losing())
     weights.write_bytes(kept)
     search(recipe, tmp_path / "run")

@@ -1,0 +1,65 @@
+"""`Outcome`: the result of evaluating one candidate or model, in the one form that optimizers and the record share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """How far an evaluation got."""
+
+    COMPLETE = "complete"
+    """Every item was scored."""
+    PARTIAL = "partial"
+    """Some items were scored."""
+    FAILED = "failed"
+    """No model could be built or scored; `Outcome.error` says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one evaluation gave, and what it cost.
+
+    Attributes:
+        state: how far it got.
+        objectives: what is maximized, the main one first; empty where it failed, or before the objective is known.
+        items: for each task, one score an item; None for an item that was not scored.
+        seconds: for ``build``, ``evaluate`` and ``other`` (everything else since the previous evaluation).
+        prompt_tokens: tokens that the model read.
+        new_tokens: tokens that it wrote.
+        error: why it failed; None where it did not.
+    """
+
+    state: State
+    objectives: tuple[float, ...] = ()
+    items: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The first objective; None where there is none."""
+        return self.objectives[0] if self.objectives else None
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean over the scored items of each task that has any."""
+        scored = {task: [score for score in scores if score is not None] for task, scores in self.items.items()}
+        return {task: math.fsum(scores) / len(scores) for task, scores in scored.items() if scores}
+
+    def as_data(self) -> dict[str, Any]:
+        """Returns the outcome as JSON data; `from_data` restores it, every number to the last bit."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Outcome:
+        """Returns the outcome that `as_data` turned into `data`; other keys are ignored."""
+        own = {name: data[name] for name in cls.__dataclass_fields__}
+        items = {task: tuple(scores) for task, scores in own["items"].items()}
+        return cls(**{**own, "state": State(own["state"]), "objectives": tuple(own["objectives"]), "items": items})
