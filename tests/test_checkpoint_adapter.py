@@ -219,7 +219,7 @@ def test_dora_is_what_peft_merges(tmp_path: Path):
         ({"r": 0}, "r is 0; expected a number above 0"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern: q_proj is '4'"),
-        ({"alpha_pattern": {"(": 4}}, "is no regular expression"),
+        ({"alpha_pattern": {"(": 4}}, "is not a regular expression"),
         ({"r": 3}, "its rank is 3 in adapter_config.json"),
         ({"use_dora": True}, "it has no magnitude vector"),
     ],

@@ -7,10 +7,10 @@ safetensors files are read: a pickle runs code when it is opened.
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.checkpoint.adapter import AdaptedCheckpoint
+from evomerge.checkpoint.adapter import ADAPTER_WEIGHTS, AdaptedCheckpoint
 from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, files_beside
 from evomerge.checkpoint.header import TensorInfo, read_object, reading
-from evomerge.checkpoint.hub import Reference, adapter_folder, tokenizer_folder
+from evomerge.checkpoint.hub import Reference, folder_of, tokenizer_folder
 from evomerge.checkpoint.reading import Checkpoint
 from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def open_checkpoint(text: str, folders: Sequence[Path] = HERE) -> Checkpoint:
-    """The model that a reference names, with its adapter where it has one, checked but not loaded.
+    """The model that a reference names, with its adapter if it has one, checked but not loaded.
 
     Args:
         text: ``path[@revision][+adapter[@revision]]``.
@@ -46,5 +46,5 @@ def open_checkpoint(text: str, folders: Sequence[Path] = HERE) -> Checkpoint:
         reference = Reference.parse(text, folders)
         if reference.adapter_text is None:
             return Checkpoint.open(text, folders)
-        folder = adapter_folder(reference.adapter_text, text, folders)
+        folder = folder_of(reference.adapter_text, folders, text=text, weights=lambda _: [ADAPTER_WEIGHTS])
         return AdaptedCheckpoint(Checkpoint.open(reference.model_text, folders), text, folder)

@@ -1,4 +1,4 @@
-"""What an adapter's config says, as far as merging it goes; and what of it cannot be merged."""
+"""The part of an adapter's config that merging it needs; and which adapters cannot be merged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evomerge.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# What makes an adapter more than W + s B A.
+# Settings with which an adapter is not W + s B A.
 _REFUSED = {
     "alora_invocation_tokens": "it is active after certain tokens only",
     "layer_replication": "it repeats layers",
@@ -40,9 +40,9 @@ class AdapterConfig:
         r: the rank.
         lora_alpha: the scale, in ranks.
         rank_pattern: other ranks, by a regular expression at the end of a module's name.
-        alpha_pattern: other scales, alike.
+        alpha_pattern: other scales, likewise.
         use_rslora: whether the scale is divided by the root of the rank.
-        use_dora: whether rows are brought to learned lengths.
+        use_dora: whether rows are scaled to learned lengths.
         fan_in_fan_out: whether the model's tensors are (in, out).
     """
 
@@ -78,19 +78,24 @@ class AdapterConfig:
                 f"init_lora_weights is {init!r}, so that the model's own weights were changed before training;"
                 " save the adapter as a plain LoRA (peft: path_initial_model_for_weight_conversion)"
             )
-        for key in ("r", "lora_alpha"):
-            if not _positive(raw.get(key)):
-                faults.append(f"{key} is {raw.get(key)!r}; expected a number above 0")
-        for key in ("rank_pattern", "alpha_pattern"):
-            faults += _pattern_faults(key, raw.get(key) or {})
+        numbers = {key: raw.get(key) for key in ("r", "lora_alpha")}
+        patterns = {key: raw.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
+        for key, pattern in patterns.items():
+            if isinstance(pattern, dict):
+                numbers |= {f"{key}: {name}": value for name, value in pattern.items()}
+                faults += [f"{key}: {name} is not a regular expression" for name in pattern if not _compiles(name)]
+            else:
+                faults.append(f"{key} is {pattern!r}; expected an object")
+        wrong = {key: value for key, value in numbers.items() if not _positive(value)}
+        faults += [f"{key} is {value!r}; expected a number above 0" for key, value in wrong.items()]
         if faults:
             advice = "merge it into its model with peft (merge_and_unload), and name the folder of the result"
             raise CheckpointError("\n".join(f"{reference}: {path.name}: {fault}; or {advice}" for fault in faults))
         return cls(
             r=raw["r"],
             lora_alpha=raw["lora_alpha"],
-            rank_pattern=raw.get("rank_pattern") or {},
-            alpha_pattern=raw.get("alpha_pattern") or {},
+            rank_pattern=patterns["rank_pattern"],
+            alpha_pattern=patterns["alpha_pattern"],
             use_rslora=bool(raw.get("use_rslora")),
             use_dora=bool(raw.get("use_dora")),
             fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
@@ -102,10 +107,8 @@ class AdapterConfig:
 
     def scale(self, module: str) -> float:
         """Returns the factor of B A for a module."""
-        rank = self.rank(module)
-        return float(_matched(self.alpha_pattern, module, self.lora_alpha)) / (
-            math.sqrt(rank) if self.use_rslora else rank
-        )
+        alpha, rank = float(_matched(self.alpha_pattern, module, self.lora_alpha)), self.rank(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -117,17 +120,9 @@ def _positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-def _pattern_faults(key: str, patterns: object) -> list[str]:
-    if not isinstance(patterns, dict):
-        return [f"{key} is {patterns!r}; expected an object"]
-    faults = [
-        f"{key}: {name} is {value!r}; expected a number above 0"
-        for name, value in patterns.items()
-        if not _positive(value)
-    ]
-    for name in patterns:
-        try:
-            re.compile(name)
-        except (re.error, RecursionError) as fault:
-            faults.append(f"{key}: {name} is no regular expression ({fault})")
-    return faults
+def _compiles(expression: str) -> bool:
+    try:
+        re.compile(expression)
+    except (re.error, RecursionError):
+        return False
+    return True

@@ -13,7 +13,7 @@ from evomerge.errors import CheckpointError
 TEMPLATES = "additional_chat_templates"
 
 UNFINISHED = "evomerge-unfinished-5c1e97d2"
-"""Part of the name of all that is written before it gets its own name: nobody calls a file that by chance."""
+"""Part of the name of everything that is not finished yet; nobody names a file so by chance."""
 
 _SIDE_FILES = (
     "generation_config.json",
@@ -51,35 +51,32 @@ def files_beside(folder: Path) -> tuple[Path, ...]:
     Raises:
         CheckpointError: the folder or one of them cannot be read, or is a link that leads out of it.
     """
-    # Of the config, too, every word comes into the result.
-    return tuple(path for path in _files_like(folder, (*_SIDE_FILES, CONFIG)) if path.name != CONFIG)
+    with reading(folder):
+        # The config is checked too: all that it says comes into the result.
+        known = (*_SIDE_FILES, CONFIG)
+        found = [folder / name for name in _names(folder) if _like(name, known) and (folder / name).is_file()]
+        # In the Hub's cache, a model's files are links from snapshots/COMMIT into blobs.
+        whole = folder.resolve()
+        homes = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
+    for path in found:
+        with reading(path):
+            path.open("rb").close()
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise CheckpointError(
+                f"{path}: is a link to {path.resolve()}, out of the model's folder, and would be copied into the"
+                " result; put the file itself there, if you trust who made the folder"
+            )
+    return tuple(sorted(path for path in found if path.name != CONFIG))
 
 
 def strangers(folder: Path) -> list[str]:
-    """The names of all in a folder that no checkpoint of ours or of transformers has, sorted.
+    """The names of everything in a folder that is not part of a checkpoint of ours or of transformers, sorted.
 
     Raises:
         OSError: the folder cannot be read.
     """
     known = (*_SIDE_FILES, *_OTHER_FILES)
     return sorted(name for name in _names(folder) if not (_like(name, known) and (folder / name).is_file()))
-
-
-def _files_like(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    with reading(folder):
-        found = [folder / name for name in _names(folder) if _like(name, patterns) and (folder / name).is_file()]
-        # In the Hub's cache, a model's files are links from snapshots/COMMIT into blobs.
-        whole = folder.resolve()
-        homes = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
-        for path in found:
-            with reading(path):
-                path.open("rb").close()
-            if not any(path.resolve().is_relative_to(home) for home in homes):
-                raise CheckpointError(
-                    f"{path}: is a link to {path.resolve()}, out of the model's folder, and would be copied into the"
-                    " result; put the file itself there, if you trust who made the folder"
-                )
-    return sorted(found)
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,17 +122,15 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a small file holds.
 
     Args:
-        path: an existing file of at most 100 MB.
+        path: a file of at most 100 MB.
 
     Raises:
-        CheckpointError: it is not a regular file, too large, not JSON, or not an object.
+        CheckpointError: it cannot be read, is too large, not JSON, or not an object.
     """
     with reading(path):
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise _damaged(path, "expected a file, found a folder or a device")
-        if status.st_size > _MOST_JSON_BYTES:
-            raise _damaged(path, f"expected at most {_MOST_JSON_BYTES:,} bytes of JSON, found {status.st_size:,}")
+        size = path.stat().st_size
+        if size > _MOST_JSON_BYTES:
+            raise _damaged(path, f"expected at most {_MOST_JSON_BYTES:,} bytes of JSON, found {size:,}")
         return _parse_object(path.read_bytes(), path)
 
 

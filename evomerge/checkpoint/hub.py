@@ -13,8 +13,8 @@ from evomerge.checkpoint.header import INDEX, WEIGHTS, reading, weight_map
 from evomerge.errors import CheckpointError
 from evomerge.paths import HERE, find, not_found
 
-# Everything small that a checkpoint is made of. Weights are then asked for by their exact names: a Hub
-# repository may hold the same ones again in other formats.
+# Everything small that a checkpoint is made of. Weights are then downloaded by their exact names: a Hub
+# repository may hold the same weights in other formats too.
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
@@ -69,7 +69,7 @@ class Reference:
         return cls(model, revision[1:] or None, adapter or None, rest[1:] or None)
 
     def absolute(self, folders: Sequence[Path]) -> str:
-        """The reference's text with absolute paths in place of local ones, which it means from anywhere."""
+        """The reference's text with absolute paths in place of relative ones, so that it is valid in any folder."""
 
         def local(path: str) -> str:
             found = find(path, folders, os.path.isdir)
@@ -89,49 +89,34 @@ def _path(text: str, folders: Sequence[Path]) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def folder_of(text: str, folders: Sequence[Path] = HERE) -> Path:
-    """The folder of a model, downloaded where it is not on this machine.
-
-    Args:
-        text: ``path``, ``org/name`` or ``org/name@revision``; an existing folder wins over a Hub id.
-        folders: where local paths are looked for.
-
-    Raises:
-        CheckpointError: no such folder and no such model on the Hub, or the Hub cannot be reached.
-    """
-    return _folder(text, text, folders, _weights)
-
-
-def tokenizer_folder(text: str, folders: Sequence[Path] = HERE) -> Path:
-    """As `folder_of`, without the weights: the config, the tokenizer and the like."""
-    with reading(text):
-        return _folder(text, text, folders, lambda _: [])
-
-
-def adapter_folder(path: str, text: str, folders: Sequence[Path] = HERE) -> Path:
-    """As `folder_of`, for an adapter.
-
-    Args:
-        path: ``path``, ``org/name`` or ``org/name@revision``.
-        text: the whole reference, for messages.
-        folders: where local paths are looked for.
-
-    Raises:
-        CheckpointError: as `folder_of`.
-    """
-    return _folder(path, text, folders, lambda _: ["adapter_model.safetensors"])
-
-
-def _weights(folder: Path) -> list[str]:
+def model_weights(folder: Path) -> list[str]:
+    """The names of a model's weight files, from the index in `folder` where there is one."""
     index = folder / INDEX
     return [WEIGHTS, *(set(weight_map(index).values()) if index.is_file() else ())]
 
 
-def _folder(path: str, text: str, folders: Sequence[Path], weights: Callable[[Path], list[str]]) -> Path:
-    """A local folder as it is, or the snapshot of a repository; `weights` names the large files to get."""
+def folder_of(
+    path: str,
+    folders: Sequence[Path] = HERE,
+    *,
+    text: str | None = None,
+    weights: Callable[[Path], list[str]] = model_weights,
+) -> Path:
+    """The folder of a model or an adapter, downloaded where it is not on this machine.
+
+    Args:
+        path: ``path``, ``org/name`` or ``org/name@revision``; an existing folder wins over a Hub id.
+        folders: where local paths are looked for.
+        text: the whole reference, for messages, where `path` is a part of it.
+        weights: the names of the large files to download, from a folder that has all the small ones.
+
+    Raises:
+        CheckpointError: no such folder and no such model on the Hub, or the Hub cannot be reached.
+    """
+    text = text or path
     reference = Reference.parse(path, folders)
     if reference.adapter is not None:
-        raise CheckpointError(f"{text}: names a model with an adapter, where only one of them is expected")
+        raise CheckpointError(f"{text}: names a model with an adapter; expected only one of them here")
     folder = find(reference.model, folders, os.path.isdir)
     if folder is not None:
         if reference.revision is not None:
@@ -147,21 +132,26 @@ def _folder(path: str, text: str, folders: Sequence[Path], weights: Callable[[Pa
     return _download(reference, folders, weights)
 
 
+def tokenizer_folder(text: str, folders: Sequence[Path] = HERE) -> Path:
+    """As `folder_of`, without the weights: the config, the tokenizer and other small files."""
+    with reading(text):
+        return folder_of(text, folders, weights=lambda _: [])
+
+
 def _download(reference: Reference, folders: Sequence[Path], weights: Callable[[Path], list[str]]) -> Path:
-    """The snapshot's folder in the Hub's cache: first what is small, then the weights that it names."""
-    # A quarter of a second, which a recipe of folders need not wait.
+    """The snapshot's folder in the Hub's cache: first the small files, then the weights that they name."""
+    # The import takes a quarter of a second, which a recipe of local folders does not need.
     from huggingface_hub import snapshot_download
 
     name, revision = reference.model, reference.revision
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL_FILES))
-        large = weights(folder)
-        if large:
+        if large := weights(folder):
             # By the commit found: the branch may move between the two calls.
             snapshot_download(name, revision=folder.name, allow_patterns=large)
     except CheckpointError:
         raise
-    # Whatever fails in there (the Hub's errors, the HTTP client's, the disk's) is one thing to the user.
+    # Any failure in there (the Hub's, the HTTP client's, the disk's) means the same to the user.
     except Exception as error:
         tried = not_found(name, folders, os.path.isdir)
         text = f"{reference.model_text}: no such folder{tried}"

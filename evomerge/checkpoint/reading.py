@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,15 +67,10 @@ class Checkpoint:
         with reading(reference):
             return cls(reference, folder_of(reference, folders))
 
-    def __repr__(self) -> str:
-        return f"Checkpoint({self.reference!r}: {len(self.tensors)} tensors, {self.nbytes:,} bytes)"
-
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def read(self, name: str, device: str | torch.device = "cpu") -> Tensor:
@@ -204,16 +199,11 @@ def _weight_files(reference: str, folder: Path) -> dict[str, WeightFile]:
     """The file of every tensor, in the order in which they lie on disk."""
     index = folder / INDEX
     # As transformers does: where both are there, the single file is the model.
-    if (folder / WEIGHTS).is_file():
-        mapped: dict[str, str] = {}
-        shards = [WEIGHTS]
-    elif index.is_file():
-        mapped = weight_map(index)
-        shards = sorted(set(mapped.values()))
-    else:
-        raise _no_weights(reference, folder)
-
+    mapped = weight_map(index) if index.is_file() and not (folder / WEIGHTS).is_file() else {}
+    shards = sorted(set(mapped.values())) or [WEIGHTS]
     missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing and not mapped:
+        raise _no_weights(reference, folder)
     if missing:
         raise CheckpointError(
             f"{folder}: {len(missing)} of {len(shards)} shards are missing, the first {missing[0]}; "

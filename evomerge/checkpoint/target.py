@@ -1,4 +1,4 @@
-"""`Target`: a folder that appears under its name when all of it is there, and takes nobody else's place."""
+"""`Target`: a folder that appears under its name once it is complete, and replaces nothing but a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _MARK_TEXT = "evomerge is writing a model here. If it was killed, the next run w
 
 
 class Target:
-    """A folder that is filled in another one beside it, which has a name and a mark of its own.
+    """A folder that is filled inside a temporary one beside it, which has its own name and a file that marks it.
 
     That one holds ``new``, which gets the target's name at the end, and ``replaced``, what the target was until then:
-    a run that is killed leaves the old folder or the new one, or the next run brings back the old one.
+    a run that is killed leaves the old folder or the new one, or the next run restores the old one.
 
     Args:
         folder: the target.
         overwrite: whether an existing folder is replaced, if a checkpoint is all that it holds.
-        needed: files and folders that the target must not be or hold, nor so the current and the home folder.
+        needed: files and folders that the target must not be or contain; the current and the home folder are always
+            among them.
 
     Attributes:
         folder: the target, links followed: the rename must replace what a link names, on its own file system.
@@ -62,11 +63,11 @@ class Target:
         if not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: is a file; name a folder to write to")
         for path in self._needed:
-            # By the files themselves: a file system may know a folder under several names.
-            if any(os.path.exists(place) and place.samefile(self.folder) for place in (path, *path.parents)):
+            # Compared by the files themselves: a file system may know a folder under several names.
+            if any(one.exists() and one.samefile(self.folder) for one in (path, *path.parents)):
                 raise CheckpointError(
-                    f"{self.folder}: {'is' if path == self.folder else f'holds {path},'} a model or the recipe of this"
-                    " merge, the current folder or your home folder; name another folder"
+                    f"{self.folder}: {'is' if path == self.folder else f'holds {path},'} a model or the recipe of"
+                    " this merge, the current folder or your home folder; name another folder"
                 )
         if not any(self.folder.iterdir()):
             return
@@ -76,7 +77,7 @@ class Target:
         if others:
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
             raise CheckpointError(
-                f"{self.folder}: is not overwritten, because it holds more than a model: {', '.join(others[:3])}{more};"
+                f"{self.folder}: is not overwritten: it holds more than a model: {', '.join(others[:3])}{more};"
                 " move that elsewhere, or name another folder"
             )
         if not (self.folder / CONFIG).is_file():
@@ -135,7 +136,7 @@ class Target:
     def stale_bytes(self) -> int:
         """Returns the room on the disk that `begin` will free of what a killed run left there."""
         files = (path for path in self.new.rglob("*") if path.is_file())
-        return sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in files)
+        return sum(path.stat().st_blocks * 512 for path in files)
 
     def _remove(self) -> None:
         """Removes what this program made there, and only that: nothing without its mark, nothing beside."""
