@@ -96,7 +96,7 @@ _TAGS: dict[type[yaml.Node], frozenset[str]] = {
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """A node is not what a document may hold."""
+    """A node is not allowed in a document."""
 
     def __init__(self, node: yaml.Node, message: str) -> None:
         super().__init__(problem=message, problem_mark=node.start_mark)
@@ -192,7 +192,7 @@ def parse(text: str, name: str, error: type[DocumentError] = DocumentError) -> S
         error: the kind of error to raise.
 
     Raises:
-        DocumentError: (as `error`) it is not YAML or too large, or holds a tag that would run code, a
+        DocumentError: (as `error`) it is not YAML or too large, or has a tag that would run code, a
             repeated key, or aliases that expand to too much.
     """
     if len(text) > MAX_BYTES:
@@ -247,8 +247,8 @@ def validate(source: Source, model: type[M], error: type[DocumentError] = Docume
         faults = failure.errors()
         inner = {fault["loc"][:end] for fault in faults for end in range(len(fault["loc"]))}
         # pydantic also counts a list's faulty members as missing: the fault inside says enough.
-        told = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
-        raise error(list(dict.fromkeys(_fault_line(source, model, fault) for fault in told))) from None
+        kept = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
+        raise error(list(dict.fromkeys(_fault_line(source, model, fault) for fault in kept))) from None
 
 
 def _fault_line(source: Source, model: type[BaseModel], fault: Any) -> str:

@@ -1,16 +1,16 @@
-r"""One item's answer in, its score out: 1.0 where it is right, 0.0 where it is not, a share for a tie of choices.
+r"""Scores of single answers: 1.0 if right, 0.0 if wrong, a share for a tie of choices.
 
-How numbers are read, everywhere in this file:
+How this file reads numbers:
 
 - Digits of any script are digits: ``１２３`` and ``١٢٣`` are 123.
 - Thousands are separated as in English, ``1,234,567``, or by no-break, narrow no-break, thin or figure
   spaces, in groups of three; LaTeX's ``1{,}234`` and ``1\,234`` too. ``1,23`` is two numbers.
-- A point is a decimal point, so ``1.234`` is less than two. The continental way is read only where it can
-  mean nothing else: ``1.234,50`` and ``1.234.567``.
+- A point is a decimal point, so ``1.234`` is less than two. Continental notation is read only if it is
+  unambiguous: ``1.234,50`` and ``1.234.567``.
 - A hyphen or minus (``-``, ``−``, ``－``, ``‑``, ``–``) is a sign only directly before the number or its
-  currency sign, and only where nothing stands before it that it could join or subtract from: ``x = -3`` and
+  currency sign, and only if it cannot join or subtract what precedes it: ``x = -3`` and
   ``答えは-3`` are negative; ``3-4``, ``7-2``, ``GPT-4``, ``10%-20%`` and ``a list: - 3`` are not.
-- Percent signs, currency signs, units and a full stop at the end change nothing: ``$1,234.50.`` is 1234.5.
+- Percent signs, currency signs, units and a final full stop are ignored: ``$1,234.50.`` is 1234.5.
 - ``1e-3`` is a number. Fractions, words (``three``) and kanji (``七``, ``5万``) are not read.
 """
 
@@ -25,7 +25,7 @@ from decimal import Decimal
 import regex
 
 PATTERN_SECONDS = 1.0
-"""How long a pattern may search one completion; an ordinary one takes microseconds."""
+"""Time limit for one pattern on one completion; ordinary patterns take microseconds."""
 
 _CURRENCY = "$€£¥￥₹₩฿₽₫₺\\"
 """Currency signs, and the backslash that LaTeX puts before a dollar."""
@@ -49,17 +49,17 @@ _NUMBER = re.compile(
 
 
 def accuracy(likelihoods: Sequence[float], answer: int) -> float:
-    """Returns 1.0 where the choice `answer` is the likeliest alone, 1/k where k choices are, else 0.0.
+    """Returns 1.0 if the choice `answer` alone is the likeliest, 1/k if it ties with others among k, else 0.0.
 
-    A tie is worth what picking one of its choices at random is on average: a model that tells no choices apart
-    scores what guessing does, wherever the right ones stand, and coarse logits neither gain nor lose by their ties.
+    A tie scores what picking one of its choices at random would on average: a model that cannot distinguish choices
+    scores like guessing, whatever their order, and coarse logits neither gain nor lose by ties.
 
     Args:
-        likelihoods: of each choice, its log-likelihood (nats), by whatever length it is divided.
+        likelihoods: each choice's log-likelihood (nats), divided by a length or not.
         answer: the index of the right choice.
     """
     best = max(likelihoods)
-    # Sums of float32 numbers: what they differ by less depends on the batch that a choice was run in.
+    # Sums of float32 numbers: smaller differences depend on the batch that a choice was run in.
     tied = [math.isclose(value, best, rel_tol=1e-6) for value in likelihoods]
     return tied[answer] / sum(tied)
 
@@ -67,21 +67,21 @@ def accuracy(likelihoods: Sequence[float], answer: int) -> float:
 def choice_length(choice: str) -> int:
     """Returns the characters that ``accuracy_norm`` divides a choice's log-likelihood by, as lm-eval's ``acc_norm``.
 
-    The one white space that parts a choice from its prompt is not counted: lm-eval puts it between the two itself
+    The white space that separates a choice from its prompt is not counted: lm-eval inserts it itself
     (``target_delimiter``) and counts the choice alone.
     """
     return len(choice) - choice[:1].isspace()
 
 
 def exact_match(completion: str, target: str) -> float:
-    """Returns 1.0 where the texts are equal but for white space around them, else 0.0."""
+    """Returns 1.0 if the texts are equal, ignoring white space around them, else 0.0."""
     return float(completion.strip() == target.strip())
 
 
 def last_number(completion: str, target: str) -> float:
-    """Returns 1.0 where the last numbers of both texts are equal as numbers, else 0.0.
+    """Returns 1.0 if the last numbers of both texts are equal as numbers, else 0.0.
 
-    ``1,234.50`` equals ``1234.5``; see the top of this file for what is a number. Where either text has no
+    ``1,234.50`` equals ``1234.5``; the top of this file says what a number is. If either text has no
     number the score is 0.0.
     """
     found, right = number_in(completion), number_in(target)
@@ -89,20 +89,20 @@ def last_number(completion: str, target: str) -> float:
 
 
 def regex_match(completion: str, target: str, pattern: str) -> float:
-    r"""Returns 1.0 where the first match of `pattern` holds the target, else 0.0.
+    r"""Returns 1.0 if the first match of `pattern` equals the target, else 0.0.
 
-    The pattern's group, or the whole match where it has none, is compared with the target: as numbers where
-    both are numbers and nothing else (``1,234.`` equals ``1234``), otherwise as text without the white space
+    The pattern's group, or the whole match if it has none, is compared with the target: as numbers if
+    both are numbers and nothing else (``1,234.`` equals ``1234``), otherwise as text, ignoring white space
     around it.
 
     Args:
         completion: what the model wrote.
-        target: what is right.
+        target: the right answer.
         pattern: a regular expression with at most one group, such as ``answer is (\S+)``. To take the last
             match, begin it with ``(?s:.*)``.
 
     Raises:
-        TimeoutError: the search takes longer than `PATTERN_SECONDS`: the pattern backtracks.
+        TimeoutError: the search takes longer than `PATTERN_SECONDS`, because the pattern backtracks.
     """
     match = regex.search(pattern, completion, timeout=PATTERN_SECONDS)
     found: str | None = match[match.re.groups and 1] if match else None
@@ -115,10 +115,10 @@ def regex_match(completion: str, target: str, pattern: str) -> float:
 
 
 def number_in(text: str) -> Decimal | None:
-    """Returns the last number in a text, exactly, or None; see the top of this file for what is a number."""
+    """Returns the last number in a text, exactly, or None; the top of this file says what a number is."""
     text = _plain(text)
     last = None
-    for last in _NUMBER.finditer(text):  # noqa: B007 - the last match is what is wanted
+    for last in _NUMBER.finditer(text):  # noqa: B007 - only the last match is needed
         pass
     if last is None:
         return None
@@ -128,8 +128,8 @@ def number_in(text: str) -> Decimal | None:
 
 
 def _plain(text: str) -> str:
-    """Returns the text with ASCII digits, signs and separators, so that one grammar reads all scripts."""
-    # A full-width comma parts clauses in Chinese (共100，200个): it groups only among full-width digits.
+    """Returns the text with ASCII digits, signs and separators, so that one pattern reads all scripts."""
+    # A full-width comma separates clauses in Chinese (共100，200个): it groups only full-width digits.
     text = re.sub("(?<=[０-９])，(?=[０-９])", ",", text)
     if not text.isascii():
         text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
@@ -139,7 +139,7 @@ def _plain(text: str) -> str:
 def _decimal(number: str) -> Decimal:
     """Returns the value of what `_NUMBER` matched."""
     number = re.sub("[\u00a0\u202f\u2007\u2009]", "", number)
-    if re.search(r"\..*,|\..*\.", number):  # only the continental grammar has these
+    if re.search(r"\..*,|\..*\.", number):  # only continental notation has these
         number = number.replace(".", "").replace(",", ".")
     return Decimal(number.replace(",", ""))
 
@@ -150,12 +150,12 @@ def _is_negative(before: str) -> bool:
     if not before.endswith("-"):
         return False
     left = before[:-1].rstrip(_CURRENCY)[-1:]
-    # Letters with two cases belong to scripts that part words by spaces, so a hyphen after one joins.
+    # Letters with two cases belong to scripts that separate words by spaces, so a hyphen after one joins words.
     return not (left.isdigit() or left.lower() != left.upper() or (left and left in _JOINS_BEFORE_HYPHEN))
 
 
 def _whole_number(text: str) -> Decimal | None:
-    """Returns the number that the whole text is, but for a sign, currency, percent and a last full stop."""
+    """Returns the number if the text is nothing else, apart from sign, currency, percent and final punctuation."""
     text = _plain(text).strip().rstrip(".。,;:!").strip(_CURRENCY + "%％ ")
     match = _NUMBER.search(text)
     if match is None or match.end() != len(text):

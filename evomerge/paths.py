@@ -1,4 +1,4 @@
-"""Files and folders that a document names: they are looked for beside it first, then in the current folder."""
+"""Files and folders that a document names: resolved beside it first, then in the current folder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = (Path(),)
-"""The current folder, where there is no document."""
+"""The current folder, for paths that no document names."""
 
 
 def find(path: str, folders: Sequence[Path], kind: Callable[[str], bool] = os.path.exists) -> Path | None:
-    """Returns the first of `folders` / `path` that exists and is of the `kind`; None where there is none.
+    """Returns the first of `folders` / `path` that exists and is of the `kind`, or None.
 
     Args:
-        path: as it is written: relative, absolute, or with ``~``.
-        folders: where to look, the first first.
-        kind: a function of `os.path`; unlike pathlib's, it takes a name that is too long for one of no file.
+        path: as written: relative, absolute, or with ``~``.
+        folders: where to look, in this order.
+        kind: a function of `os.path`; unlike pathlib's, it returns False for a name that is too long.
     """
     found = (folder / os.path.expanduser(path) for folder in folders)
     return next((one for one in found if kind(str(one))), None)
@@ -30,13 +30,13 @@ def not_found(path: str, folders: Sequence[Path], kind: Callable[[str], bool] = 
     for folder in folders:
         near = _nearest(folder / os.path.expanduser(path), kind)
         if near is not None:
-            told = near.relative_to(folder) if near.is_relative_to(folder) and where else near
-            return f'{where}; did you mean "{told}"?'
+            shown = near.relative_to(folder) if near.is_relative_to(folder) and where else near
+            return f'{where}; did you mean "{shown}"?'
     return where
 
 
 def _nearest(path: Path, kind: Callable[[str], bool]) -> Path | None:
-    """Returns what exists and is spelled most like `path`, part by part; None where some part is like nothing."""
+    """Returns the existing path most similar to `path`, part by part; None if nothing is similar to some part."""
     if kind(str(path)):
         return path
     parent = _nearest(path.parent, os.path.isdir) if path.parent != path else None

@@ -741,3 +741,8 @@ def test_a_lone_expression_keeps_its_value(value):
     kept = Template("{{ x }}").value({"x": value})
     assert kept is value or kept == value
     assert Template("{{ x }}").render({"x": value}) == str(value)
+
+
+def test_a_field_may_have_any_name():
+    row = {"result": [1], "row": [2], "self": [3], "loop": [4]}
+    assert [Template(f"{{{{ {name} }}}}").value(row) for name in ("result", "loop", "row['self']")] == [[1], [4], [3]]

@@ -25,10 +25,10 @@ DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dt
 
 
 class Component(Strict):
-    """The one part of a larger model that is merged; its other parts are kept as they are.
+    """The part of a larger model that is merged; its other parts are copied unchanged.
 
     Attributes:
-        language_of: a model of text and images, whose language model is merged; the result is one like it.
+        language_of: a model of text and images whose language model is merged; so is the result.
     """
 
     language_of: ModelName
@@ -40,7 +40,7 @@ class TaskEntry(Strict):
     Attributes:
         task: the task file.
         weight: its share, relative to the other tasks'. Within these bounds no sum of weights overflows, and no
-            task is rounded away beside another.
+            task is lost to rounding.
     """
 
     task: str
@@ -48,7 +48,7 @@ class TaskEntry(Strict):
 
 
 MOST_EVALUATIONS = 1_000_000
-"""More are refused: a search of a second each would take eleven days."""
+"""More are refused: at a second each they would take eleven days."""
 
 
 class SearchSettings(Strict):
@@ -56,10 +56,10 @@ class SearchSettings(Strict):
 
     Attributes:
         optimizer: a name from the table of optimizers.
-        evaluations: candidates to score, the parents and their mean not counted.
+        evaluations: candidates to score, besides the parents and their mean.
         seed: seeds every random choice of the search.
         sigma: CMA-ES's first step, as a fraction of each range; by default a sixth.
-        population: candidates a generation, no more than `evaluations`; by default 4 + floor(3 ln n) for n numbers.
+        population: candidates per generation, at most `evaluations`; by default 4 + floor(3 ln n) for n numbers.
         normalize: map each task's score to its parents' range before the weighted mean.
     """
 
@@ -85,7 +85,7 @@ _MODEL_KEYS = frozenset({"model", "base_model", "language_of"})
 
 
 class Recipe(Strict):
-    """A merge recipe in mergekit's vocabulary; a search recipe where it has holes.
+    """A merge recipe in mergekit's vocabulary; a search recipe if it has holes.
 
     Attributes:
         merge_method: a name from the table of methods.
@@ -93,15 +93,15 @@ class Recipe(Strict):
         models: the models of a merge over all their layers; or
         slices: the layers of the result from the first to the last; or
         modules: parts of the model, each with one of the two.
-        component: the part of a larger model that is merged, where it is not the whole.
-        parameters: values for all models, where they do not have their own.
+        component: the part of a larger model that is merged, if not all of it.
+        parameters: values for all models that do not have their own.
         dtype: what the result is stored in; the base's own if unset.
-        out_dtype: what the result is stored in, ahead of `dtype` (in which mergekit also computes).
+        out_dtype: what the result is stored in; overrides `dtype` (in which mergekit also computes).
         tokenizer_source: the vocabulary of the result: ``base``, ``union`` or a model; short for `tokenizer`.
         tokenizer: the vocabulary of the result, and where its tokens' embeddings come from.
-        chat_template: Jinja text for the result's tokenizer, or the name of a known one; ``auto`` takes the one
-            that most of the models have. Without it, the tokenizer keeps its own.
-        name: what people call the recipe; without effect.
+        chat_template: Jinja text for the result's tokenizer, or the name of a known template; ``auto`` takes the
+            one that most of the models have. By default, the tokenizer keeps its own.
+        name: a name for people; without effect.
         tasks: what candidates are scored on.
         search: how the holes are searched.
     """
@@ -165,7 +165,7 @@ class Recipe(Strict):
         return self._source.fault(location, message)
 
     def model_faults(self, name: str, error: Exception) -> list[str]:
-        """Returns the lines of what is wrong with a model, each with the line where the recipe first names it."""
+        """Returns the faults of a model, each with the line where the recipe first names it."""
         named = (location for location, part in _parts(self, ()) if part == name and location[-1] in _MODEL_KEYS)
         location = next(named, ())
         lines = str(error).splitlines()
@@ -228,23 +228,23 @@ class Recipe(Strict):
         return _structure(self.as_data(), numbers=False)
 
     def merge_only(self) -> Recipe:
-        """Returns the recipe without its tasks and search: what says how to make the model."""
+        """Returns the recipe without its tasks and search settings."""
         kept = Recipe.model_validate({k: v for k, v in self.as_data().items() if k not in ("tasks", "search")})
         kept._source = self._source
         return kept
 
     def with_models(self, rename: Callable[[str], str]) -> Recipe:
-        """Returns the recipe with other names for its models."""
+        """Returns the recipe with its models renamed."""
         return Recipe.model_validate(self.as_data(), context=rename)
 
     def as_data(self) -> dict[str, Any]:
-        """Returns the document as plain dicts, lists, numbers and strings; only what was given."""
+        """Returns the document as plain dicts, lists, numbers and strings; only keys that were given."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def to_yaml(self, comment: str = "") -> str:
-        """Returns the document as YAML; `comment`'s lines come first, each behind ``#``.
+        """Returns the document as YAML; the lines of `comment` come first, each after ``#``.
 
-        Reading the text back gives an equal recipe, every number to the last bit.
+        Parsing the text gives an equal recipe, every number exact.
         """
         head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
         return head + document.to_yaml(self.as_data())
@@ -278,7 +278,7 @@ def _replaced(whole: Any, location: Location, value: Any) -> Any:
 
 
 def _structure(data: Any, *, numbers: bool) -> Hashable:
-    """Returns plain data as a hashable value; where `numbers` is set, without its numbers and lists of them."""
+    """Returns plain data as a hashable value; if `numbers`, without its numbers and lists of them."""
     if isinstance(data, dict):
         return tuple((key, _structure(part, numbers=numbers or key == "parameters")) for key, part in data.items())
     if isinstance(data, list):

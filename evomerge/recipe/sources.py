@@ -9,22 +9,6 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from evomerge.document import Location, Strict, shown, suggestion
 from evomerge.recipe.values import Value
 
-_PATH_KEYS = ("path", "revision")
-_MODEL_KEYS = ("model", "lora", "override_architecture")
-
-
-def _path(raw: Any) -> str:
-    """Returns ``path[@revision]`` for a path as text or as ``{path, revision}``."""
-    if isinstance(raw, str):
-        return raw
-    if not isinstance(raw, dict) or not isinstance(raw.get("path"), str):
-        raise ValueError(f'expected a folder or a Hub id, or a mapping with "path", found {shown(raw)}')
-    _check_keys(raw, _PATH_KEYS)
-    revision = raw.get("revision")
-    if revision is not None and not isinstance(revision, str):
-        raise ValueError(f"revision is {shown(revision)}; expected text: put it in quotes")
-    return f"{raw['path']}@{revision}" if revision else raw["path"]
-
 
 def _model_name(raw: Any, info: ValidationInfo) -> Any:
     """Returns a model as text, renamed by the context if there is one, see `Recipe.with_models`."""
@@ -40,20 +24,18 @@ def _model_text(raw: Any) -> Any:
     """Returns a model as text, also if it is given as a mapping of its parts, as mergekit allows."""
     if not isinstance(raw, dict):
         return raw
-    if "path" in raw:
-        return _path(raw)
-    if "model" not in raw:
-        raise ValueError(f'expected "model" or "path" in it, found {", ".join(map(str, raw)) or "nothing"}')
     # override_architecture picks mergekit's list of tensors; here the tensors' own names suffice.
-    _check_keys(raw, _MODEL_KEYS)
-    adapter = raw.get("lora")
-    return _path(raw["model"]) + (f"+{_path(adapter)}" if adapter is not None else "")
-
-
-def _check_keys(raw: dict[str, Any], known: tuple[str, ...]) -> None:
+    keys = ("path", "revision") if "path" in raw else ("model", "lora", "override_architecture")
     for key in raw:
-        if key not in known:
-            raise ValueError(f'unknown key "{key}"{suggestion(str(key), known)}')
+        if key not in keys:
+            raise ValueError(f'unknown key "{key}"{suggestion(str(key), [*keys, "path"])}')
+    parts = [part if "path" in raw else _model_text(part) for key in keys[:2] if (part := raw.get(key)) is not None]
+    if raw.get(keys[0]) is None:
+        raise ValueError(f'expected "model" or "path" in it, found {", ".join(map(str, raw)) or "nothing"}')
+    for part in parts:
+        if not isinstance(part, str):
+            raise ValueError(f"expected text, found {shown(part)}; put it in quotes")
+    return ("@" if "path" in raw else "+").join(parts)
 
 
 ModelName = Annotated[str, BeforeValidator(_model_name)]

@@ -1,7 +1,7 @@
-"""Tasks: YAML files that say what a model is asked, what is right, and how an answer is scored.
+"""Tasks: YAML files with prompts, right answers and metrics.
 
 `Task.load` reads one; `eval_tasks/` has examples. `spec.py` has the keys of a task file, `data.py` reads rows,
-`templates.py` turns a row into text, in a process of its own (`template_worker.py`), `examples.py` turns rows into
+`templates.py` turns a row into text, in a separate process (`template_worker.py`), `examples.py` turns rows into
 examples, `task.py` joins them.
 """
 

@@ -47,7 +47,7 @@ class RowFault(Exception):
 
     Attributes:
         location: the key of the task file whose template has the fault.
-        message: what is wrong.
+        message: the fault.
     """
 
     def __init__(self, location: Location, message: str) -> None:
@@ -119,9 +119,7 @@ class Renderer:
             if not text:
                 raise RowFault(where, f"choice {i} is empty")
             if (first := stripped.index(text)) < i:
-                raise RowFault(
-                    where, f"choices {first} and {i} are both {shown(text)}; make them differ, or remove one"
-                )
+                raise RowFault(where, f"choices {first} and {i} are both {shown(text)}; change or remove one")
         return tuple(map(str, values))
 
 

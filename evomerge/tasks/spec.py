@@ -48,7 +48,7 @@ def _pattern(text: str) -> str:
     except (re.error, regex.error, RecursionError, OverflowError) as fault:
         raise ValueError(f"not a regular expression: {fault}") from None
     if groups > 1:
-        raise ValueError(f"{groups} groups; one group may hold the answer; write (?:...) for the others")
+        raise ValueError(f"{groups} groups; one group may contain the answer; write (?:...) for the others")
     return text
 
 
@@ -257,13 +257,13 @@ def across(source: Source) -> Iterator[str]:
         if part is not None and data is None:
             yield source.fault(location, 'has no data; add "data" here or to the task')
         elif part is not None:
-            with contextlib.suppress(ValueError):  # the model's own check reports what is wrong with it
+            with contextlib.suppress(ValueError):  # the model's own check reports it
                 valid[location] = SplitSpec.model_validate({"rows": own.get("rows"), "data": data})
     for (before, other), (location, one) in itertools.combinations(valid.items(), 2):
         mine, theirs = one.rows or (0, sys.maxsize), other.rows or (0, sys.maxsize)
         if one.data == other.data and max(mine[0], theirs[0]) < min(mine[1], theirs[1]):
             shared = f"{_range(one)} overlap {document.spelled(before)}, {_range(other)} of the same data"
-            yield source.fault(location, f"{shared}; give it rows of its own")
+            yield source.fault(location, f"{shared}; give it other rows")
 
 
 def _range(split: SplitSpec) -> str:

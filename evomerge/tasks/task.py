@@ -190,7 +190,7 @@ class Task:
         return spec
 
     def _gathered(self, faults: list[str], location: Location) -> list[Example]:
-        """Returns the examples of a split or of few_shot; what is wrong with them goes to `faults`."""
+        """Returns the examples of a split or of few_shot; adds their faults to `faults`."""
         if location == _FEW_SHOT and self._spec.few_shot is None:
             return []
         try:

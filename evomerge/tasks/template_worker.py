@@ -30,7 +30,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_TEXT = 1_000_000
-"""Characters of a template, and of what it makes; no model's context holds more."""
+"""Maximum characters of a rendered text, more than any model's context, and ten times those of a template."""
 
 MAX_SECONDS = 0.5
 """Processor time for compiling and rendering a template; ordinary ones take milliseconds."""
@@ -43,11 +43,11 @@ _PRINTABLE = (str, int, float, Decimal, list, tuple, Mapping, datetime.date, dat
 
 
 class _Refused(ValueError):
-    """A template does what is not allowed; the text says what."""
+    """A template does something that is not allowed."""
 
 
 class _Missing(jinja2.StrictUndefined):
-    """A missing field, which is a fault also where a list that holds it is printed."""
+    """A missing field, which is a fault also inside a printed list."""
 
     __repr__ = jinja2.StrictUndefined.__str__
 
@@ -66,24 +66,19 @@ def _printed(value: Any) -> Any:
     """Returns the value that is about to be printed; refuses nulls and what is not data."""
     if value is None:
         raise _Refused('a null would be printed as "None"; use rows without nulls or | default("", true)')
-    if not isinstance(value, (jinja2.Undefined, *_PRINTABLE)):
-        _not_data(value)
-    return value
+    return value if isinstance(value, (jinja2.Undefined, *_PRINTABLE)) else _not_data(value)
 
 
 def _not_data(value: Any) -> NoReturn:
+    """Refuses a value that is neither printable nor JSON; a missing field is reported by its name."""
     if isinstance(value, jinja2.Undefined):
-        str(value)  # raises UndefinedError with the name
+        str(value)
     hint = "; add | list or | join" if isinstance(value, Iterator) else ""
     raise _Refused(f"a {type(value).__name__} is not text or a number, and cannot be printed{hint}")
 
 
 def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """Returns `value` as JSON, with the options that transformers gives to chat templates; Jinja's escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -117,10 +112,10 @@ _CHATS.globals |= {"raise_exception": _raise, "strftime_now": _day}
 
 @functools.lru_cache(maxsize=64)
 def _compiled(text: str, kind: str) -> Callable[[Mapping[str, Any]], Any]:
-    """Returns what renders the template `text`; of one ``{{ expression }}`` and the kind "value", what gives its value.
+    """Returns a function that renders the template `text`, or for the kind "value" evaluates its one expression.
 
     Raises:
-        _Refused: it is not a template, or uses what is not allowed.
+        _Refused: it is not a template, or uses something that is not allowed.
     """
     if len(text) > MAX_TEXT // 10:
         raise _Refused(f"a template of {len(text):,} characters; at most {MAX_TEXT // 10:,}")
@@ -131,12 +126,12 @@ def _compiled(text: str, kind: str) -> Callable[[Mapping[str, Any]], Any]:
             raise _Refused(f"a template may not use {type(node).__name__.lower()} (line {node.lineno} of it)")
         if kind == "chat":
             return environment.from_string(tree).render
-        for concat in tree.find_all(nodes.Concat):  # Jinja prints what ~ joins without asking `finalize`
+        for concat in tree.find_all(nodes.Concat):  # Jinja joins by ~ without calling `finalize`
             concat.nodes = [nodes.Filter(one, "printed", [], [], None, None, lineno=one.lineno) for one in concat.nodes]
-        made = [one for output in tree.body for one in getattr(output, "nodes", (output, output))]
-        if kind == "text" or len(made) != 1 or isinstance(made[0], nodes.TemplateData):
+        shown = tree.body[0].nodes if len(tree.body) == 1 and isinstance(tree.body[0], nodes.Output) else []
+        if kind == "text" or len(shown) != 1 or isinstance(shown[0], nodes.TemplateData):
             return environment.from_string(tree).render
-        keeping = nodes.Template([nodes.Assign(nodes.Name("result", "store"), made[0])], lineno=1)
+        keeping = nodes.Template([nodes.Assign(nodes.Name("result", "store"), shown[0])], lineno=1)
         keeping.set_environment(environment)
         return TemplateExpression(environment.from_string(keeping), undefined_to_none=False)
     except jinja2.TemplateSyntaxError as fault:
@@ -152,18 +147,18 @@ def _nearest(word: str, known: Iterable[Any]) -> str:
 
 
 def _answer(text: str, kind: str, variables: Mapping[str, Any] | None) -> str:
-    """Returns what a job gives, as one line of JSON: ``{"made": ...}``, or ``{"fault": text}``.
+    """Returns the reply to a job, as one line of JSON: ``{"made": ...}`` or ``{"fault": text}``.
 
     Args:
         text: the template.
         kind: "text", "value" or "chat".
-        variables: by name; None where the template is only compiled.
+        variables: by name; None to compile the template only.
     """
     try:
         render = _compiled(text, kind)
         made = None if variables is None else render(variables)
         reply = json.dumps({"made": made}, default=_not_data)
-        if (isinstance(made, str) and len(made) > MAX_TEXT) or len(reply) > 6 * MAX_TEXT + 100:
+        if len(made if isinstance(made, str) else reply) > MAX_TEXT:
             raise _Refused(f"the template makes more than {MAX_TEXT:,} characters; make it shorter")
         return reply
     except jinja2.UndefinedError as fault:
@@ -175,7 +170,7 @@ def _answer(text: str, kind: str, variables: Mapping[str, Any] | None) -> str:
             message = f'"{missing[1]}" is not a field{near}; the row has {", ".join(fields) or "no fields"}'
     except (_Refused, jinja2.TemplateError) as fault:
         message = str(fault)
-    except (RecursionError, SyntaxError):  # SyntaxError: Python's own parser, of what Jinja compiled
+    except (RecursionError, SyntaxError):  # SyntaxError: Python's parser, on Jinja's code
         message = "the template, or a value in it, is nested too deeply"
     except MemoryError:
         message = f"the template takes more than {MAX_BYTES // 2**20} MiB of memory; make it shorter"
@@ -186,9 +181,9 @@ def _answer(text: str, kind: str, variables: Mapping[str, Any] | None) -> str:
 
 
 def main() -> None:
-    """Answers the jobs of standard input, pickled arguments of `_answer`, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of an interrupt, the process that asks decides
-    with contextlib.suppress(ValueError, OSError):  # a lower limit, or a system that has none
+    """Answers the jobs on standard input, pickled arguments of `_answer`, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks handles interrupts
+    with contextlib.suppress(ValueError, OSError):  # a lower limit is set, or the system has none
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     with contextlib.suppress(EOFError):
         while True:

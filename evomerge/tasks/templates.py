@@ -1,6 +1,6 @@
 """Jinja templates that turn one row of data, or a conversation, into text.
 
-They are rendered by a process of its own, `template_worker.py`, whose time and memory are bounded: a template is data,
+They are rendered by a separate process, `template_worker.py`, whose time and memory are bounded: a template is data,
 which may be hostile.
 """
 
@@ -38,7 +38,7 @@ class Template:
         """Compiles `text`.
 
         Raises:
-            TemplateError: it is not a template, or uses what is not allowed.
+            TemplateError: it is not a template, or uses something that is not allowed.
         """
         self.text = text
         _WORKER.ask(text, "text", None)
@@ -64,7 +64,7 @@ class Template:
 
 
 def render_chat(template: str, messages: Iterable[Mapping[str, str]], tokens: Mapping[str, Any]) -> str:
-    """Returns a conversation as a checkpoint's chat template writes it, up to where the assistant's answer begins.
+    """Returns a conversation as a checkpoint's chat template writes it, up to the assistant's next answer.
 
     It is what transformers' ``apply_chat_template`` gives, except that ``strftime_now`` always gives 1 January 2026.
 
@@ -82,7 +82,7 @@ def render_chat(template: str, messages: Iterable[Mapping[str, str]], tokens: Ma
 
 
 class _Worker:
-    """The process that renders; it starts with the first template, and again after a template has ended it."""
+    """The process that renders; started with the first template, and again after a template has ended it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -96,8 +96,8 @@ class _Worker:
         """
         try:
             job = pickle.dumps((text, kind, variables))
-        except Exception as fault:  # of any object that a data set may hold
-            raise TemplateError(f"the row holds what is not plain data: {fault}") from None
+        except Exception as fault:  # of any object in a data set
+            raise TemplateError(f"the row has a value that is not plain data: {fault}") from None
         with self._lock:
             reply = self._exchange(job)
         if "fault" in reply:

@@ -38,9 +38,11 @@ def test_a_model_may_be_text_or_its_parts(written: str, name: str):
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("{modle: a}", '"model" or "path"'),
+        ("{modle: a}", 'unknown key "modle"; did you mean "model"'),
+        ("{lora: a}", '"model" or "path"'),
+        ("{path: {path: a}}", "expected text"),
         ("{model: a, loras: b}", 'unknown key "loras"; did you mean "lora"'),
-        ("{model: {path: a, revision: 3}}", "revision is 3"),
+        ("{model: {path: a, revision: 3}}", "expected text, found 3; put it in quotes"),
         ("[a]", "expected text"),
     ],
 )
