@@ -81,10 +81,18 @@ def test_a_search_ends_with_a_table_and_a_plain_sentence(found):
     assert ("Beaten: the winner" in done.stdout) != ("Not beaten: the winner" in done.stdout)
 
 
+def test_the_mean_of_the_parents_has_one_line_in_the_table_and_is_called_that_in_all(found):
+    _, done = found
+    assert len(re.findall(r"^│ (winner: )?mean of the parents ", done.stdout, re.MULTILINE)) == 1
+    assert "│ mean " not in done.stdout.replace("│ mean of the parents", "")
+    assert "holdout: mean of the parents, " in done.stdout
+
+
 def test_the_model_that_is_written_scores_what_the_search_recorded_item_for_item(found):
     folder, _ = found
     run, out = folder / "run", folder / "merged"
-    assert evomerge("apply", run / "best.yaml", out).returncode == 0
+    applied = evomerge("apply", run / "best.yaml", out)
+    assert (applied.returncode, applied.stdout.count("\n")) == (0, 1)
     AutoModelForCausalLM.from_pretrained(out)
     tasks = [folder / "tasks" / "likely.yaml", folder / "tasks" / "written.yaml"]
     scored = json.loads(evomerge("eval", out, *tasks, "--split", "both", "--json").stdout)

@@ -159,7 +159,7 @@ def apply(
     with stoppable(stopped):
         path = _recipe_file(recipe)
         plan = open_recipe(path)
-        with Progress(*columns, console=out, transient=True) as progress:
+        with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
             bar = progress.add_task("", total=plan.layout.nbytes)
             into_directory(
                 plan,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from rich.text import Text
 
 from evomerge.search import Outcome
 from evomerge.study import ModelResult, ReportData, SearchSpec, Trial
+from evomerge.study.report_data import MEAN
+
+_MEAN = "mean of the parents"
 
 LINE_SECONDS = 10.0
 """The least time between two lines, if the output is not a terminal."""
@@ -35,16 +39,16 @@ class SearchDisplay:
     """
 
     def __init__(self, console: Console, spec: SearchSpec) -> None:
-        self._console = console
+        self._on_terminal = console.is_terminal
+        self._width = min(40, console.width)
+        self._say = partial(console.print, soft_wrap=True)
         self._total = spec.settings.evaluations
         self._baselines: dict[str, float | None] = {}
-        self._mean: float | None = None
-        self._best: Trial | None = None
-        self._done = 0
+        self._candidates: list[Trial] = []
+        self._best: tuple[float, int] | None = None
         self._read_back = 0
         self._failures = 0
-        self._spent: list[float] = []
-        self._generation: list[Trial] = []
+        self._spent: deque[float] = deque(maxlen=50)
         self._now = "opening the models"
         self._fraction: float | None = None
         self._last_line = 0.0
@@ -54,7 +58,7 @@ class SearchDisplay:
         """Shows how many bytes of the models are read."""
         self._now = f"reading the models, {size(done)} of {size(total)}"
         self._fraction = done / max(total, 1)
-        self._line(finished=done >= total)
+        self._line(self._now, at_once=done >= total)
 
     def evaluating(self, what: str, stage: str) -> None:
         """Shows what is being evaluated."""
@@ -64,85 +68,81 @@ class SearchDisplay:
     def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
         """Shows a parent's score, or why it has none."""
         self._baselines[name] = objective
-        if objective is None and outcome.error:
+        if objective is not None:
+            self._line(f"{name}: {objective:.3f}", at_once=True)
+        elif outcome.error:
             self.note(f"{name} failed: {outcome.error}")
-        elif objective is not None and not self._console.is_terminal:
-            self._console.print(f"{name}: {objective:.3f}", soft_wrap=True)
 
     def trial(self, trial: Trial, fresh: bool) -> None:
         """Shows the score of one more merge."""
-        if trial.kind == "mean":
-            self._mean = trial.objective
+        if trial.proposal is None:
+            self._baselines[_MEAN] = trial.objective
         else:
-            self._done += 1
+            self._candidates.append(trial)
             self._read_back += not fresh
-            if self._generation and _generation(self._generation[-1]) != _generation(trial):
-                self._generation = []
-            self._generation.append(trial)
+            if fresh:
+                self._spent.append(sum(trial.outcome.seconds.values()))
         if trial.objective is None:
             self._failures += 1
             if fresh:
                 self.note(f"trial {trial.number} failed: {trial.outcome.error}")
-        elif self._best is None or trial.objective > (self._best.objective or 0.0):
-            self._best = trial
-        if fresh and trial.kind == "candidate":
-            self._spent.append(sum(trial.outcome.seconds.values()))
-        self._line(finished=fresh and self._done == self._total)
+        elif self._best is None or trial.objective > self._best[0]:
+            self._best = trial.objective, trial.number
+        self._line(self._status(), at_once=fresh and len(self._candidates) == self._total)
 
     def holdout(self, name: str, done: int, total: int) -> None:
         """Shows the holdout's progress."""
-        self._now = f"holdout: {name}, {done + 1} of {total}"
+        self._now = f"holdout: {_MEAN if name == MEAN else name}, {done + 1} of {total}"
         self._fraction = done / total
-        if not self._console.is_terminal:
-            self._console.print(self._now, soft_wrap=True)
+        self._line(self._now, at_once=True)
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""
-        self._console.print(Text.assemble(("note ", "yellow"), text), soft_wrap=True)
-
-    @property
-    def _remaining(self) -> float | None:
-        recent = self._spent[-50:]
-        return sum(recent) / len(recent) * (self._total - self._done) if recent else None
+        self._say(Text.assemble(("note ", "yellow"), text))
 
     def _status(self) -> str:
-        parts = [f"{self._done} of {self._total} evaluations"]
+        done = len(self._candidates)
+        parts = [f"{done} of {self._total} evaluations"]
         if self._read_back:
             parts.append(f"{self._read_back} of them from the record")
-        if self._best is not None and self._best.objective is not None:
-            parts.append(f"best {self._best.objective:.3f} (trial {self._best.number})")
+        if self._best is not None:
+            parts.append(f"best {self._best[0]:.3f} (trial {self._best[1]})")
         if self._failures:
             parts.append(f"{self._failures} failed")
-        if self._remaining is not None and self._done < self._total:
-            parts.append(f"{duration(self._remaining)} left")
+        if self._spent and done < self._total:
+            parts.append(f"{duration(sum(self._spent) / len(self._spent) * (self._total - done))} left")
         return ", ".join(parts)
 
-    def _line(self, finished: bool) -> None:
-        """Prints the status where there is no terminal to keep it on."""
+    def _line(self, text: str, at_once: bool) -> None:
+        """Prints a line if there is no terminal to keep the panel on, but only now and then unless `at_once`."""
         now = time.monotonic()
-        if self._console.is_terminal or not (finished or now - self._last_line > LINE_SECONDS):
-            return
-        self._last_line = now
-        text = self._now if self._done == 0 and self._fraction is not None else self._status()
-        self._console.print(text, soft_wrap=True)
+        if not self._on_terminal and (at_once or now - self._last_line > LINE_SECONDS):
+            self._last_line = now
+            self._say(text)
 
     def _render(self) -> RenderableType:
-        fraction = self._done / self._total if self._fraction is None else self._fraction
         table = Table.grid(padding=(0, 2))
         for name, score in self._baselines.items():
             table.add_row(name, "" if score is None else f"{score:.3f}", style="dim")
-        if self._mean is not None:
-            table.add_row("mean of the parents", f"{self._mean:.3f}", style="dim")
-        if self._best is not None and self._best.objective is not None:
-            table.add_row(f"best, trial {self._best.number}", f"{self._best.objective:.3f}", style="bold green")
+        if self._best is not None:
+            table.add_row(f"best, trial {self._best[1]}", f"{self._best[0]:.3f}", style="bold green")
         lines: list[RenderableType] = [table, Text(self._status())]
-        scores = [trial.objective for trial in self._generation if trial.objective is not None]
+        generation = _generation(self._candidates[-1]) if self._candidates else 0
+        scores = [
+            trial.objective
+            for trial in self._candidates
+            if trial.objective is not None and _generation(trial) == generation
+        ]
         if len(scores) > 1:
-            number = _generation(self._generation[-1]) + 1
-            text = f"generation {number}: best {max(scores):.3f}, mean {sum(scores) / len(scores):.3f}"
+            text = f"generation {generation + 1}: best {max(scores):.3f}, mean {sum(scores) / len(scores):.3f}"
             lines.append(Text(text, style="dim"))
-        bar = ProgressBar(total=1.0, completed=fraction, width=min(40, self._console.width))
+        fraction = len(self._candidates) / self._total if self._fraction is None else self._fraction
+        bar = ProgressBar(total=1.0, completed=fraction, width=self._width)
         return Group(*lines, Padding(bar), Text(self._now, style="dim"))
+
+
+def _generation(trial: Trial) -> int:
+    return trial.proposal.generation if trial.proposal else 0
 
 
 def duration(seconds: float) -> str:
@@ -160,10 +160,6 @@ def spent(report: ReportData) -> str:
     failed = f", {report.failures} failed" if report.failures else ""
     build, evaluate, other = (duration(report.seconds[part]) for part in ("build", "evaluate", "other"))
     return f"{report.evaluations} evaluations{failed}: {build} building, {evaluate} evaluating, {other} other."
-
-
-def _generation(trial: Trial) -> int:
-    return trial.proposal.generation if trial.proposal else 0
 
 
 def fitted(table: Table, console: Console) -> RenderableType:
@@ -199,11 +195,13 @@ def conclusion_table(report: ReportData) -> Table:
         label = short if last[short] == 1 else model.name
         row(*((f"{label} (base)", model, "dim") if model is report.base else (label, model)))
     if report.mean:
-        row("mean of the parents", report.mean)
+        row(_MEAN, report.mean)
     table.add_section()
-    row(f"winner: {report.winner.name}", report.winner, "bold green" if report.beaten else "bold")
+    winner = _MEAN if report.winner.name == MEAN else report.winner.name
+    row(f"winner: {winner}", report.winner, "bold green" if report.beaten else "bold")
     for finalist in report.finalists[1:]:
-        row(finalist.name, finalist, "dim")
+        if finalist.name != MEAN:
+            row(finalist.name, finalist, "dim")
     return table
 
 
