@@ -127,5 +127,5 @@ def test_an_encoder_merges_and_loads_but_is_not_searched(parents: Any, tmp_path:
         assert torch.isfinite(model(input_ids=torch.tensor([[1, 40, 41]])).logits).all()
     stack = loaded(planned(RECIPES["stack"], parents("bert")), tmp_path / "stack", "bert")
     assert len(stack.bert.encoder.layer) == 6
-    with pytest.raises(ArchitectureError, match=r"BertForMaskedLM writes no text.*evomerge apply"):
+    with pytest.raises(ArchitectureError, match=r"BertForMaskedLM does not generate text.*evomerge apply"):
         LiveModel(made, "cpu", made.layout.dtype)

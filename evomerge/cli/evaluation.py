@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def evaluated(
     """
     tasks = [Task.load(path) for path in paths]
     faults = [
-        f'{task.path}: a second task is called "{task.name}"'
-        for i, task in enumerate(tasks)
-        if task.name in [other.name for other in tasks[:i]]
+        f'{second.path}: has the same name as {first.path}, "{second.name}"; give one of them another'
+        for first, second in combinations(tasks, 2)
+        if first.name == second.name
     ]
     if faults:
         raise TaskError(faults)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from evomerge.errors import EvaluationError
 from evomerge.runtime.cache import growing_cache
@@ -141,8 +142,7 @@ class TorchLanguageModel:
     def _target_logits(self, batch: list[LikelihoodRequest]) -> Tensor:
         """Returns the logits of every target's tokens, (tokens of all targets, vocabulary); no others are computed."""
         ids = [(request.prompt + request.target)[:-1] for request in batch]
-        width = max(map(len, ids))
-        padded = torch.tensor([list(one) + [0] * (width - len(one)) for one in ids], device=self._device)
+        padded = _padded(ids, "right").to(self._device)
         wanted = torch.tensor(
             [(row, len(one.prompt) - 1 + index) for row, one in enumerate(batch) for index in range(len(one.target))]
         )
@@ -166,10 +166,8 @@ class TorchLanguageModel:
         return gathered(logits) if logits.shape[:2] == padded.shape else logits[0]
 
     def _completions(self, batch: list[GenerationRequest]) -> list[str]:
-        width = max(len(request.prompt) for request in batch)
-        ids = torch.tensor([[0] * (width - len(one.prompt)) + list(one.prompt) for one in batch], device=self._device)
-        mask = torch.tensor([[0] * (width - len(one.prompt)) + [1] * len(one.prompt) for one in batch])
-        mask = mask.to(self._device)
+        ids = _padded([request.prompt for request in batch], "left").to(self._device)
+        mask = _padded([[1] * len(request.prompt) for request in batch], "left").to(self._device)
         padded, positions = bool((mask == 0).any()), (mask.cumsum(-1) - 1).clamp(min=0)
         room = max(request.max_new_tokens for request in batch)
         cache = growing_cache(self._config, room) if "past_key_values" in self._accepted else None
@@ -232,6 +230,10 @@ class TorchLanguageModel:
     def _text(self, tokens: list[int], stop: Sequence[str]) -> str:
         text = self._decoded(tokens)
         return text[: min((text.index(one) for one in stop if one in text), default=len(text))]
+
+
+def _padded(rows: Iterable[Sequence[int]], side: str) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
 
 
 def _out_of_memory(fault: Exception) -> bool:

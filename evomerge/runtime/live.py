@@ -1,18 +1,18 @@
-"""A model in memory whose weights are written in place, again and again."""
+"""A model in memory whose weights are overwritten by every plan."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from evomerge.architecture import made_from, parsed
 from evomerge.errors import ArchitectureError, EvaluationError
@@ -25,13 +25,13 @@ from evomerge.runtime.placement import places
 def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
     """Returns a model of transformers that writes text, with memory for its weights, but no values in them.
 
-    A model of text and images is made whole: it is then given text alone.
+    A model of text and images is complete, but is used with text alone.
 
     Args:
         config: a checkpoint's config.json.
-        dtype: the dtype of all its parameters.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto``: the fastest, several GPUs where one is small; or
-            ``meta``: none, so that nothing but shapes is there.
+        dtype: the dtype of its parameters.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` for the fastest one, and several GPUs where the model
+            does not fit on one; or ``meta`` for shapes without memory.
 
     Raises:
         ArchitectureError: transformers has no model of this type, none that writes text, or refuses the config.
@@ -59,20 +59,26 @@ def _materialized(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Modul
     """Returns the model with memory for its parameters."""
     from accelerate import dispatch_model, infer_auto_device_map
 
-    wide = _kept_wide(model, dtype)
+    # Parameters that transformers keeps in a wider dtype, whatever the config says.
+    plan: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(dtype)
+    wide = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in plan.items()}
     spread: dict[str, Any] = {"": compute_device(device)}
     if device == "auto" and torch.cuda.device_count() > 1:
-        spread = infer_auto_device_map(model, dtype=dtype, no_split_module_classes=_blocks(model))
+        # These classes are the layers, which stay on one device each.
+        whole = list(getattr(model, "_no_split_modules", None) or [])
+        spread = infer_auto_device_map(model, dtype=dtype, no_split_module_classes=whole)
     for name, module in model.named_modules():
-        place = _place(name, spread)
+        within = [prefix for prefix in spread if not prefix or f"{name}.".startswith(f"{prefix}.")]
+        own = spread[max(within, key=len, default=next(iter(spread)))]
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                stored = wide(f"{name}.{key}") or parameter.dtype
-                empty = torch.empty(parameter.shape, dtype=stored, device=place)
+                path = f"{name}.{key}"
+                stored = next((kept for pattern, kept in wide.items() if pattern.search(path)), parameter.dtype)
+                empty = torch.empty(parameter.shape, dtype=stored, device=own)
                 module._parameters[key] = nn.Parameter(empty, requires_grad=False)
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[key] = buffer.to(place)
+                module._buffers[key] = buffer.to(own)
     model.tie_weights()  # type: ignore[operator]
     if len(set(spread.values())) > 1:
         model = dispatch_model(model, spread)
@@ -83,16 +89,16 @@ def compute_dtype(layout: Layout, device: torch.device, wanted: str = "auto") ->
     """Returns the dtype in which a layout's model runs on `device`: the one that it is stored in, or float32.
 
     float32 holds every value of bfloat16 and float16 exactly, but takes twice their memory: it is for processors that
-    are slow in those. Whether one is, is measured once a process, in about a tenth of a second, on a product of the
-    size of the model's own; no flag of the processor tells it.
+    are slow in those. No processor flag says whether one is, so a matrix product of the model's size is timed once per
+    process, for about a tenth of a second.
 
     Args:
         layout: how the model is made.
         device: where it runs.
-        wanted: the dtype's name; ``auto``: the one in which it runs fastest.
+        wanted: the dtype's name; ``auto`` for the fastest one.
 
     Raises:
-        EvaluationError: the weights would not be the same in the wanted dtype.
+        EvaluationError: the wanted dtype does not hold the stored values exactly.
     """
     if wanted != "auto":
         stored = str(layout.dtype).removeprefix("torch.")
@@ -108,55 +114,38 @@ def compute_dtype(layout: Layout, device: torch.device, wanted: str = "auto") ->
     shapes = Counter(info.shape for info in layout.tensors if len(info.shape) == 2)
     # The shape that most of the weights have.
     rows, columns = max(shapes, key=lambda shape: shapes[shape] * math.prod(shape), default=(1024, 1024))
-    # In a smaller product, it is not the arithmetic that takes the time, and the answer would change from run to run.
+    # A smaller product's time is not that of its arithmetic, and the choice would change from run to run.
     rows, columns = (min(max(size, 512), 4096) for size in (rows, columns))
     return _faster(layout.dtype, rows, columns)
 
 
 @cache
 def _faster(stored: torch.dtype, rows: int, columns: int) -> torch.dtype:
-    seconds = dict.fromkeys((stored, torch.float32), math.inf)
-    with torch.inference_mode():
-        inputs = {
-            dtype: (torch.full((64, columns), 0.5, dtype=dtype), torch.full((rows, columns), 0.5, dtype=dtype))
-            for dtype in seconds
-        }
-        end = time.perf_counter() + 0.1
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            # At least twice, as the first run sets up.
-            for turn in itertools.count():
-                for dtype, (tokens, weight) in inputs.items():
-                    # Of this thread alone, so that what else the machine does changes nothing.
-                    started = time.thread_time()
-                    nn.functional.linear(tokens, weight)
-                    seconds[dtype] = min(seconds[dtype], time.thread_time() - started)
-                if turn and time.perf_counter() > end:
-                    break
-        finally:
-            torch.set_num_threads(threads)
-    # Twice the memory for a little more speed is no gain; AVX512-BF16 without AMX is slower by half and more.
-    return torch.float32 if 1.4 * seconds[torch.float32] < seconds[stored] else stored
+    def seconds(dtype: torch.dtype) -> float:
+        tokens, weight = (torch.full((count, columns), 0.5, dtype=dtype) for count in (64, rows))
+        names = {"functional": nn.functional, "tokens": tokens, "weight": weight}
+        # This thread's own time, so that nothing else on the machine changes it.
+        timer = Timer("functional.linear(tokens, weight)", globals=names, timer=time.thread_time, num_threads=1)
+        return min(timer.blocked_autorange(min_run_time=0.05).times)
+
+    # A little more speed is not worth twice the memory. (AVX512-BF16 without AMX is slower by half and more.)
+    return torch.float32 if 1.4 * seconds(torch.float32) < seconds(stored) else stored
 
 
 class LiveModel:
-    """A model in memory and the place of each of a plan's tensors in it.
-
-    Its parameters hold the very values that a directory would.
+    """A model in memory for plans of the same tensors; its values are those that a directory would hold.
 
     Args:
-        plan: any plan of the search: all have the same tensors.
+        plan: any of the plans.
         device: see `empty_model`.
         dtype: the dtype of the parameters: the plan's, or a wider one, see `compute_dtype`.
 
     Attributes:
         model: the model; its values are undefined until `fill`.
-        places: for each of the plan's tensors, where it goes, see `placement.places`; None where the model has
-            no use for it.
+        places: what each of the plan's tensors is written to, see `placement.places`.
 
     Raises:
-        ArchitectureError: transformers cannot make the model, or the plan's tensors are not those of it.
+        ArchitectureError: transformers cannot make the model, or the plan's tensors are not the model's.
     """
 
     def __init__(self, plan: Plan, device: str, dtype: torch.dtype) -> None:
@@ -165,7 +154,7 @@ class LiveModel:
             skeleton = _skeleton(plan.layout.config, dtype)
         except ArchitectureError as fault:
             raise ArchitectureError(f"{reference}: {fault}") from None
-        # Before there is memory for it: a config with wrong sizes may want more than there is.
+        # Before memory is allocated: a config with wrong sizes may need more than there is.
         places(skeleton, plan.layout.tensors, reference)
         self.model = _materialized(skeleton, dtype, device)
         self.places = places(self.model, plan.layout.tensors, reference)
@@ -175,10 +164,10 @@ class LiveModel:
 
         Args:
             plan: how the model is made.
-            store: where the weights are read.
+            store: where weights are read.
 
         Raises:
-            MergeError: a tensor cannot be merged; the model then holds parts of two candidates: fill it again.
+            MergeError: a tensor cannot be merged; the model then holds parts of two plans until it is filled again.
         """
         into_tensors(plan, self.places, store)
 
@@ -191,8 +180,8 @@ def _auto_class(config: Mapping[str, Any]) -> Any:
     own = parsed(config)
     if own is None:
         raise ArchitectureError(
-            f'config.json says model_type "{kind}", which this version of transformers does not have; '
-            "code that comes with a checkpoint is never run: update transformers"
+            f'config.json has model_type "{kind}", which this version of transformers does not know; update'
+            " transformers (evomerge never runs code that comes with a checkpoint)"
         )
     said = config.get("architectures")
     named = set(map(str, said)) if isinstance(said, list) else set()
@@ -203,34 +192,12 @@ def _auto_class(config: Mapping[str, Any]) -> Any:
         return {one.__name__ for one in (found if isinstance(found, list | tuple) else (found,))}
 
     writers = [auto for auto in (AutoModelForCausalLM, AutoModelForImageTextToText) if classes(auto)]
-    # The one that the checkpoint names, as where a model of images can also be loaded without its tower.
+    # The class that the checkpoint names: some models with images can also be loaded as text models.
     chosen = next((auto for auto in writers if named & classes(auto)), None)
     if chosen is None and (not writers or named & classes(AutoModelForMaskedLM)):
         what = ", ".join(sorted(named)) or f'"{kind}"'
         raise ArchitectureError(
-            f"{what} writes no text, so no task can score it: expected a causal language model, or one of text and"
-            " images; to merge without searching: evomerge apply"
+            f"{what} does not generate text, so no task can score it; expected a causal language model, or a model of"
+            " text and images; to merge without searching: evomerge apply"
         )
     return chosen or writers[0]
-
-
-def _kept_wide(model: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:
-    """Returns which parameters transformers holds in another dtype than `dtype`, whatever the config says."""
-    plan: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(dtype)
-    patterns = [(re.compile(name.replace("*", ".*")), wide) for name, wide in plan.items()]
-    return lambda name: next((wide for pattern, wide in patterns if pattern.search(name)), None)
-
-
-def _blocks(model: nn.Module) -> list[str]:
-    """Returns the classes of the layers, which stay on one device each."""
-    return list(getattr(model, "_no_split_modules", None) or [])
-
-
-def _place(name: str, spread: Mapping[str, Any]) -> Any:
-    """Returns the device of the module `name`: that of the longest prefix in the device map."""
-    parts = name.split(".") if name else []
-    for end in range(len(parts), -1, -1):
-        prefix = ".".join(parts[:end])
-        if prefix in spread:
-            return spread[prefix]
-    return next(iter(spread.values()))

@@ -1,13 +1,15 @@
-"""Where each tensor of a checkpoint goes in a model of transformers: a whole parameter, or a part of one.
+"""Where each tensor of a checkpoint belongs in a model of transformers: a whole parameter, or a part of one.
 
 transformers renames tensors as it loads them, and fuses some: the experts of a layer become one parameter. Its own
-table of conversions is asked here, so that a model filled in place is the model that `from_pretrained` would load.
+table of conversions is used here, so that a model filled in place is the model that `from_pretrained` would load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,38 +21,32 @@ from evomerge.errors import ArchitectureError
 
 @dataclass(frozen=True)
 class _Part:
-    """What is put at one place: a tensor of the checkpoint, or others joined.
+    """A tensor of the checkpoint, or several joined.
 
     Attributes:
         shape: its shape.
-        name: the tensor's name, where it is one.
-        joined: how `parts` are joined: "stack" along a new `dim`, "concatenate" along `dim`, or "transpose"
-            of `dim` and `other` in the one part.
+        views: for each of these tensors by name, what returns its part of a tensor of that shape.
     """
 
     shape: tuple[int, ...]
-    name: str = ""
-    joined: str = ""
-    parts: tuple[_Part, ...] = ()
-    dim: int = 0
-    other: int = 0
+    views: Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def places(model: Any, layout: Iterable[TensorInfo], reference: str) -> dict[str, Tensor | None]:
-    """Returns the place of each tensor in the model: a parameter, a buffer, or a view of a part of one.
+    """Returns what to write each tensor to: a parameter of the model, a buffer, or a view of a part of one.
 
     Args:
         model: a model of transformers.
         layout: the tensors of a checkpoint.
-        reference: how messages call it.
+        reference: what messages call the checkpoint.
 
     Returns:
         A tensor of the model's dtype and the checkpoint's shape for each name; writing to it changes the model. It
-        need not be contiguous. None where the model has no use for the tensor.
+        need not be contiguous. None where the model does not use the tensor.
 
     Raises:
-        ArchitectureError: a shape is not the model's, a parameter has no tensor, or transformers converts
-            tensors in a way that is no placement.
+        ArchitectureError: a shape is not the model's, a parameter has no tensor, or transformers computes a
+            parameter by more than joining and transposing tensors.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -63,111 +59,108 @@ def places(model: Any, layout: Iterable[TensorInfo], reference: str) -> dict[str
     of_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     prefix = getattr(model, "base_model_prefix", None)
 
-    found: dict[str, Tensor | None] = {}
-    groups: dict[str, dict[str, list[_Part]]] = {}
-    # transformers' own order: experts are stacked in the order of their numbers.
+    found: dict[str, Tensor | None] = dict.fromkeys(infos)
+    groups: dict[str, dict[Any, list[_Part]]] = {}
+    # In transformers' own order: experts are stacked by their numbers.
     for name in sorted(infos, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, prefix, targets)
         if target not in targets and name in targets:
             target, pattern = name, None
-        if target not in targets:
-            found[name] = None
-        elif pattern is None:
-            _put(targets[target], _Part(infos[name].shape, name), found)
-        else:
-            part = _Part(infos[name].shape, name)
+        part = _Part(infos[name].shape, {name: lambda whole: whole})
+        if target in targets and pattern is None:
+            found |= _views(part, targets[target], infos)
+        elif target in targets:
             groups.setdefault(target, {}).setdefault(pattern, []).append(part)
     for target, collected in groups.items():
-        converter = of_pattern[next(iter(collected))]
-        _put(targets[target], _joined(converter, collected, target, targets[target]), found)
-    _refuse_gaps(model, found, f"{reference}: ", list(infos))
-    return {name: found[name] for name in infos}
+        part = _joined(of_pattern[next(iter(collected))], collected, target, targets[target])
+        found |= _views(part, targets[target], infos)
+    _refuse_gaps(model, found, reference)
+    return found
 
 
-def _joined(converter: Any, collected: Mapping[str, list[_Part]], target: str, place: Tensor) -> _Part:
+def _joined(converter: Any, collected: Mapping[str, list[_Part]], target: str, whole: Tensor) -> _Part:
     """Returns how a conversion joins tensors into the one parameter `target`."""
     state = dict(collected)
     for operation in converter.operations:
         kind = type(operation).__name__
-        several = len(state) > 1
         if kind == "MergeModulelist":
             state = {pattern: [_stacked(parts, operation.dim)] for pattern, parts in state.items()}
         elif kind == "Concatenate":
-            # In the conversion's order of patterns, whatever that of the names.
+            # In the order of the conversion's patterns, not of the names.
             parts = [part for pattern in converter.source_patterns for part in state.get(pattern, [])]
             state = {converter.target_patterns[0]: [_concatenated(parts, operation.dim)]}
-        elif kind == "Transpose" and not several:
+        elif kind == "Transpose" and len(state) == 1:
             ((pattern, (part,)),) = state.items()
-            if not (operation.check_dims and part.shape == tuple(place.shape)):
+            if not (operation.check_dims and part.shape == tuple(whole.shape)):
                 state = {pattern: [_transposed(part, operation.dim0, operation.dim1)]}
         else:
-            raise _no_placement(converter, collected, target, kind)
-    left = [part for parts in state.values() for part in parts]
-    if len(left) != 1 or len(converter.target_patterns) != 1:
-        raise _no_placement(converter, collected, target, type(converter.operations[-1]).__name__)
-    return left[0]
+            break
+    else:
+        kind = type(converter.operations[-1]).__name__
+        joined = [part for parts in state.values() for part in parts]
+        if len(joined) == len(converter.target_patterns) == 1:
+            return joined[0]
+    name = next(name for parts in collected.values() for part in parts for name in part.views)
+    raise ArchitectureError(
+        f"{name}: transformers computes {', '.join(converter.target_patterns)} (such as {target}) from it with {kind},"
+        " so a search cannot write it into the model in place; save the model again with this version of transformers,"
+        " or make the merge without searching: evomerge apply"
+    )
 
 
 def _stacked(parts: Sequence[_Part], dim: int) -> _Part:
     shape = list(parts[0].shape)
     shape.insert(dim, len(parts))
-    return _Part(tuple(shape), joined="stack", parts=tuple(parts), dim=dim)
+    return _through(shape, parts, [partial(torch.select, dim=dim, index=index) for index in range(len(parts))])
 
 
 def _concatenated(parts: Sequence[_Part], dim: int) -> _Part:
+    sizes = [part.shape[dim] for part in parts]
     shape = list(parts[0].shape)
-    shape[dim] = sum(part.shape[dim] for part in parts)
-    return _Part(tuple(shape), joined="concatenate", parts=tuple(parts), dim=dim)
+    shape[dim] = sum(sizes)
+    ends = accumulate(sizes)
+    steps = [
+        partial(torch.narrow, dim=dim, start=end - size, length=size) for end, size in zip(ends, sizes, strict=True)
+    ]
+    return _through(shape, parts, steps)
 
 
 def _transposed(part: _Part, dim: int, other: int) -> _Part:
     shape = list(part.shape)
     shape[dim], shape[other] = shape[other], shape[dim]
-    return _Part(tuple(shape), joined="transpose", parts=(part,), dim=dim, other=other)
+    return _through(shape, [part], [partial(torch.transpose, dim0=dim, dim1=other)])
 
 
-def _put(place: Tensor, part: _Part, found: dict[str, Tensor | None]) -> None:
-    """Notes the place of each tensor of which `part` consists; `place` is where the whole of it goes."""
-    if tuple(place.shape) != part.shape:
-        name = part.name or next(_names(part))
-        whole = "" if part.name else ", joined with others,"
-        raise ArchitectureError(
-            f"{name}{whole} has shape {list(part.shape)}, but the model that config.json describes wants"
-            f" {list(place.shape)}; is it the right config.json?"
-        )
-    if part.name:
-        found[part.name] = place
-        return
+def _through(shape: Sequence[int], parts: Sequence[_Part], steps: Sequence[Callable[[Tensor], Tensor]]) -> _Part:
+    """Returns the parts joined to one of `shape`, of which each step returns a view of its part."""
+
+    def after(step: Callable[[Tensor], Tensor], view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda whole: view(step(whole))
+
+    pairs = zip(parts, steps, strict=True)
+    return _Part(tuple(shape), {name: after(step, view) for part, step in pairs for name, view in part.views.items()})
+
+
+def _views(part: _Part, whole: Tensor, infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    """Returns the views of a parameter that a part's tensors are written to."""
+    first = next(iter(part.views))
+    _check_shape(first if len(part.views) == 1 else f"{first}, joined with others,", part.shape, whole)
     with torch.no_grad():
-        start = 0
-        for index, inner in enumerate(part.parts):
-            if part.joined == "stack":
-                view = place.select(part.dim, index)
-            elif part.joined == "concatenate":
-                view = place.narrow(part.dim, start, inner.shape[part.dim])
-                start += inner.shape[part.dim]
-            else:
-                view = place.transpose(part.dim, part.other)
-            _put(view, inner, found)
+        views = {name: view(whole) for name, view in part.views.items()}
+    for name, view in views.items():
+        _check_shape(name, infos[name].shape, view)
+    return views
 
 
-def _names(part: _Part) -> Iterator[str]:
-    if part.name:
-        yield part.name
-    for inner in part.parts:
-        yield from _names(inner)
+def _check_shape(name: str, shape: tuple[int, ...], expected: Tensor) -> None:
+    if shape != tuple(expected.shape):
+        raise ArchitectureError(
+            f"{name} has shape {list(shape)}, but the model that config.json describes expects"
+            f" {list(expected.shape)}; is it the right config.json?"
+        )
 
 
-def _no_placement(converter: Any, collected: Mapping[str, list[_Part]], target: str, kind: str) -> ArchitectureError:
-    names = [part.name for parts in collected.values() for part in parts]
-    return ArchitectureError(
-        f"{names[0]}: transformers makes {', '.join(converter.target_patterns)} (such as {target}) of it by {kind}, so"
-        " no part of the model can be written in its stead, as a search does; save the model again with this"
-        " version of transformers, or make the merge without searching: evomerge apply"
-    )
-
-
-def _refuse_gaps(model: nn.Module, found: Mapping[str, Tensor | None], place: str, names: Sequence[str]) -> None:
+def _refuse_gaps(model: nn.Module, found: Mapping[str, Tensor | None], reference: str) -> None:
     """Raises an ArchitectureError where a parameter of the model is not filled, or filled only in part."""
     # Tied parameters are one object; views of one parameter share its storage.
     filled: dict[int, int] = {}
@@ -175,9 +168,9 @@ def _refuse_gaps(model: nn.Module, found: Mapping[str, Tensor | None], place: st
         if view is not None:
             whole = view if view._base is None else view._base
             filled[id(whole)] = filled.get(id(whole), 0) + view.numel()
-    lacking = [name for name, parameter in model.named_parameters() if filled.get(id(parameter), 0) < parameter.numel()]
-    if lacking:
+    missing = [name for name, parameter in model.named_parameters() if filled.get(id(parameter), 0) < parameter.numel()]
+    if missing:
         raise ArchitectureError(
-            f"{place}no tensor, or too few, for {len(lacking)} of the model's parameters, such as"
-            f" {', '.join(lacking[:3])}; found, for example, {', '.join(names[:3])}"
+            f"{reference}: {len(missing)} of the model's parameters are missing or incomplete in the checkpoint, such"
+            f" as {', '.join(missing[:3])}; it has, for example, {', '.join(list(found)[:3])}"
         )

@@ -18,15 +18,15 @@ _Shape = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class ResidentRuntime:
-    """A `Runtime` whose plans are merged into the weights of one model in place.
+    """A `Runtime` that merges each plan into the weights of one resident model.
 
-    Only a plan of other tensors than the last one makes another model, once the last one is gone.
+    A plan whose tensors have other names or shapes gets a new model, in the place of the last one.
 
     Args:
-        first: any plan; gives the tokenizer and the limits.
+        first: any plan; it gives the tokenizer and the limits.
         store: where weights are read.
-        device: see `empty_model`; on ``meta`` nothing can be loaded, but what is wrong with a model is found.
-        dtype: in which models run, see `compute_dtype`.
+        device: see `empty_model`; with ``meta`` nothing can be loaded, but every fault of the model is found.
+        dtype: the dtype in which models run, see `compute_dtype`.
 
     Raises:
         ArchitectureError: transformers cannot run such a model.
@@ -54,19 +54,17 @@ class ResidentRuntime:
     def _made(self, plan: Plan) -> tuple[LiveModel, TorchLanguageModel]:
         shape = tuple((info.name, info.shape) for info in plan.layout.tensors)
         if shape not in self._resident:
-            self._resident.clear()  # Before there is another: two may not fit.
+            self._resident.clear()  # First, as two models may not fit in memory.
             live = LiveModel(plan, self._device, self._dtype)
-            # Only now: the model says better than the tokenizer what is wrong with the config that both read.
-            self.tokenizer = load_tokenizer(plan) if self.tokenizer is None else self.tokenizer
-            self._resident[shape] = (
-                live,
-                TorchLanguageModel(live.model, self.tokenizer, _stop_ids(plan, self.tokenizer)),
-            )
+            # After the model, which has the better message about a config that both read.
+            self.tokenizer = self.tokenizer or load_tokenizer(plan)
+            model = TorchLanguageModel(live.model, self.tokenizer, _stop_ids(plan, self.tokenizer))
+            self._resident[shape] = live, model
         return self._resident[shape]
 
 
 def load_tokenizer(plan: Plan) -> Any:
-    """Returns the result's tokenizer, with the recipe's chat template where it gives one.
+    """Returns the plan's tokenizer, with the recipe's chat template if it has one.
 
     Raises:
         CheckpointError: the folder has no tokenizer that transformers can load.
@@ -76,13 +74,13 @@ def load_tokenizer(plan: Plan) -> Any:
     donor = plan.layout.donor
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(donor.folder), trust_remote_code=False)
-    # The tokenizers library raises plain Exceptions, and a wrong file leads to any error.
+    # The tokenizers library raises plain Exceptions, and a damaged file can lead to any error.
     except Exception as fault:
         settings = donor.folder / "tokenizer_config.json"
         if settings.is_file() and read_object(settings).get("auto_map"):
             raise CheckpointError(
-                f"{donor.reference}: its tokenizer needs code of its own, which evomerge never runs; where its"
-                f" tokenizer.json says all, take auto_map and tokenizer_class out of {settings}"
+                f"{donor.reference}: its tokenizer needs custom code, which evomerge never runs; if tokenizer.json is"
+                f" complete, remove auto_map and tokenizer_class from {settings}"
             ) from None
         raise CheckpointError(
             f"{donor.reference}: its tokenizer cannot be loaded"
@@ -96,7 +94,7 @@ def load_tokenizer(plan: Plan) -> Any:
 
 
 def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
-    """Returns every token that ends a completion: those of the generation settings, config and tokenizer."""
+    """Returns all token ids that end a completion, from the generation settings, the config and the tokenizer."""
     text = LanguagePart.of(plan.layout.config, (info.name for info in plan.layout.tensors)).config
     settings = plan.layout.donor.folder / "generation_config.json"
     parts = [plan.layout.config, text, read_object(settings) if settings.is_file() else {}]
@@ -107,6 +105,6 @@ def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
     if wrong:
         raise CheckpointError(
             f"{plan.layout.donor.reference}: eos_token_id is {wrong[0]!r} in its config.json or generation_config.json;"
-            " expected a token's number, or a list of them"
+            " expected a token id, or a list of them"
         )
     return found

@@ -68,7 +68,7 @@ def test_no_command_runs_or_asks_to_run_a_checkpoints_code(case: tuple[Path, boo
     ):
         done = evomerge(*command)
         assert done.returncode == 1
-        assert "its tokenizer needs code of its own, which evomerge never runs" in done.stderr
+        assert "its tokenizer needs custom code, which evomerge never runs" in done.stderr
         assert "Do you wish" not in done.stdout + done.stderr
     assert not (folder / "mark").exists()
 

@@ -103,7 +103,7 @@ def test_a_conversion_that_is_no_placement_is_refused(tmp_path: Path, monkeypatc
         ),
     )
     convert(monkeypatch, "mlp.both.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"], Chunk(0))
-    with pytest.raises(ArchitectureError, match=r"both\.weight: transformers makes .*up_proj.* of it by Chunk"):
+    with pytest.raises(ArchitectureError, match=r"both\.weight: transformers computes .*up_proj.* from it with Chunk"):
         filled(folder)
 
 
@@ -117,9 +117,12 @@ def test_what_is_not_filled_is_told(kind: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, kind=kind, tokenizer=False)
     model = empty_model(Checkpoint.open(str(folder)).config, torch.float32, "cpu")
     assert None not in places(model, infos(folder), "it").values()
-    # Of Mixtral's experts one of two halves of a parameter is lacking: then the shapes do not agree.
+    # One of two halves of an expert's parameter is missing in Mixtral: then the shapes do not agree.
     missing, words = {
-        "llama": ("layers.1.mlp.up_proj.weight", r"it: no tensor, or too few, for 1 .*layers\.1\.mlp\.up_proj"),
+        "llama": (
+            "layers.1.mlp.up_proj.weight",
+            r"it: 1 of the model's parameters are missing .*layers\.1\.mlp\.up_proj",
+        ),
         "mixtral": ("layers.1.block_sparse_moe.experts.2.w1.weight", "joined with others, has shape"),
     }[kind]
     with pytest.raises(ArchitectureError, match=words):

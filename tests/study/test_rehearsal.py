@@ -58,7 +58,7 @@ def no_heads(folder: Path) -> None:
     changed(folder / "base" / "config.json", num_attention_heads=0)
 
 
-@fault("but the model that config.json describes wants")
+@fault("but the model that config.json describes expects")
 def sizes_of_another_model(folder: Path) -> None:
     changed(folder / "base" / "config.json", intermediate_size=64)
 
