@@ -1,8 +1,8 @@
 """`TorchLanguageModel`: greedy completions and log-likelihoods by any causal model that is a torch module.
 
 Only the logits that are needed are computed: the last position's for a completion, for a likelihood those of each
-target, wherever it is. Completions are padded on the left and likelihoods on the right, where causal attention never
-looks.
+target. Prompts to complete are padded on the left, sequences with a target on the right, where causal attention does
+not look.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 Request = TypeVar("Request", LikelihoodRequest, GenerationRequest)
 
 LOGIT_BYTES = 400_000_000
-"""The most memory that one batch's logits may take in float32, where it is not a single request's."""
+"""The most memory for the logits of one batch in float32; a batch of one request may need more."""
 
 
 class TorchLanguageModel:
@@ -60,7 +60,7 @@ class TorchLanguageModel:
         Raises:
             EvaluationError: the logits are not finite, or a single request does not fit in memory.
         """
-        # The last token is only predicted, never read: targets that differ in it alone share a run.
+        # A target's last token is predicted, but not read: requests that differ in nothing else are run once.
         runs: dict[tuple[tuple[int, ...], int], list[LikelihoodRequest]] = {}
         for request in dict.fromkeys(requests):
             runs.setdefault((request.prompt + request.target[:-1], len(request.target)), []).append(request)
@@ -80,7 +80,7 @@ class TorchLanguageModel:
         return [found[request] for request in requests]
 
     def _batched(self, requests: Iterable[Request], run: Callable[[list[Request]], Sequence[T]]) -> dict[Request, T]:
-        """Returns what `run` gives for each request; batches are halved, for good, where memory is short."""
+        """Returns what `run` returns for each request; where memory runs out, batches are halved from then on."""
         found: dict[Request, T] = {}
         queue = self._batches(requests)
         while queue:
@@ -103,7 +103,7 @@ class TorchLanguageModel:
         return found
 
     def _batches(self, requests: Iterable[Request]) -> list[list[Request]]:
-        """Returns batches of similar length, the longest first, so that too little memory shows at once."""
+        """Returns batches of similar length, the longest first, so that a lack of memory shows at once."""
         found: list[list[Request]] = []
         for request in sorted(requests, key=lambda request: -request.length):
             batch = found[-1] if found else []
@@ -118,7 +118,7 @@ class TorchLanguageModel:
         return found
 
     def _forward(self, **inputs: Any) -> Any:
-        optional = ("logits_to_keep", "position_ids")
+        optional = ("logits_to_keep", "position_ids", "past_key_values")
         return self._module(**{k: v for k, v in inputs.items() if k in self._accepted or k not in optional})
 
     def _sums(
@@ -140,7 +140,7 @@ class TorchLanguageModel:
         return sums
 
     def _target_logits(self, batch: list[LikelihoodRequest]) -> Tensor:
-        """Returns the logits of every target's tokens, (tokens of all targets, vocabulary); no others are computed."""
+        """Returns the logits that predict the targets, (tokens of all targets, vocabulary); no others are computed."""
         ids = [(request.prompt + request.target)[:-1] for request in batch]
         padded = _padded(ids, "right").to(self._device)
         wanted = torch.tensor(
@@ -162,7 +162,7 @@ class TorchLanguageModel:
         finally:
             if hook is not None:
                 hook.remove()
-        # A model without a head of its own, or one that is called in another way, gives the logits of all positions.
+        # A model without a head module, or with one that is called in another way, returns the logits of all positions.
         return gathered(logits) if logits.shape[:2] == padded.shape else logits[0]
 
     def _completions(self, batch: list[GenerationRequest]) -> list[str]:
@@ -175,12 +175,17 @@ class TorchLanguageModel:
         counts = TokenCounts(prompt=sum(len(request.prompt) for request in batch))
         active = list(range(len(batch)))
         for step in itertools.count():
-            inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None, "logits_to_keep": 1}
-            if padded:
-                inputs |= {"attention_mask": mask, "position_ids": positions}
-            if cache is not None:
-                inputs["past_key_values"] = cache
-            best, token = self._forward(**inputs).logits[:, -1].max(dim=-1)
+            # All tokens are kept, but with a cache only new ones are run.
+            run = slice(-1 if step and cache is not None else None, None)
+            output = self._forward(
+                input_ids=ids[:, run],
+                attention_mask=mask if padded else None,
+                position_ids=positions[:, run] if padded else None,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=1,
+            )
+            best, token = output.logits[:, -1].max(dim=-1)
             if not torch.isfinite(best).all():
                 raise EvaluationError(f"the model's logits are not finite at generated token {step}")
             counts += TokenCounts(new=len(active))
@@ -193,35 +198,30 @@ class TorchLanguageModel:
             if not going:
                 break
             if len(going) < len(active):
-                # What has ended leaves the batch: the rest runs faster.
+                # Completions that have ended leave the batch, which makes the others faster.
                 kept = torch.tensor(going, device=self._device)
                 active = [active[i] for i in going]
-                token, mask, positions = token[kept], mask[kept], positions[kept]
+                ids, token, mask, positions = (one[kept] for one in (ids, token, mask, positions))
                 if cache is not None:
                     cache.batch_select_indices(kept)
-                else:
-                    ids = ids[kept]
+            ids = torch.cat([ids, token[:, None]], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            next_positions = positions[:, -1:] + 1
-            if cache is None:
-                ids, positions = torch.cat([ids, token[:, None]], 1), torch.cat([positions, next_positions], 1)
-            else:
-                ids, positions = token[:, None], next_positions
+            positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
         self.tokens += counts
         return [self._text(tokens, request.stop) for tokens, request in zip(completions, batch, strict=True)]
 
     def _complete(self, tokens: list[int], request: GenerationRequest) -> bool:
-        """Returns whether nothing can be added to these new tokens: they are as many as may be, or have a stop text."""
+        """Returns whether a completion of these tokens has its most tokens or contains a stop text."""
         stop = request.stop
         if not stop or len(tokens) == request.max_new_tokens:
             return len(tokens) == request.max_new_tokens
-        # A character can have several tokens, and a token no character: enough of them are taken for the longest stop
-        # text to begin before the last few, which may still have been parts of a character when they were looked at.
+        # A character can have several tokens, and a token no character. The window grows until the longest stop text
+        # fits before the last four tokens, which may have been incomplete characters at the previous step.
         enough, window = max(map(len, stop)) + 4, 16
         while len(self._decoded(tokens[-window:-4])) < enough and window < len(tokens):
             window *= 2
         tail = self._decoded(tokens[-window:])
-        # The whole decides: a part can read differently where it begins.
+        # The whole text decides, as the first characters of a window can be wrong.
         return any(text in tail for text in stop) and any(text in self._decoded(tokens) for text in stop)
 
     def _decoded(self, tokens: Sequence[int]) -> str:
@@ -237,7 +237,7 @@ def _padded(rows: Iterable[Sequence[int]], side: str) -> Tensor:
 
 
 def _out_of_memory(fault: Exception) -> bool:
-    """Returns whether memory is short: not every allocator has an exception of its own."""
+    """Returns whether memory ran out: not every allocator has its own exception."""
     return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
         words in str(fault).lower() for words in ("out of memory", "can't allocate memory", "alloc_failed")
     )
