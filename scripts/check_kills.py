@@ -2,6 +2,7 @@
 
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10 --apply
+    python scripts/check_kills.py recipes/quickstart.yaml --kills 10 --storage postgresql://USER@HOST/DATABASE
 
 Runs the search once undisturbed, then again, killing it (SIGKILL, with no chance to clean up) at random moments:
 while it builds, evaluates or writes. At the end the two runs must hold the same record, the same winner and the same
@@ -17,17 +18,19 @@ import json
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
+from sqlalchemy import column, func, or_, select, table
+
 from evomerge.checkpoint import UNFINISHED
 from evomerge.study import Record, prepare
+from evomerge.study.storage import Storage
 
 
 def search_command(recipe: Path, folder: Path, options: list[str]) -> list[str]:
@@ -35,7 +38,9 @@ def search_command(recipe: Path, folder: Path, options: list[str]) -> list[str]:
     return [sys.executable, "-m", "evomerge", "search", str(recipe), "--run-dir", str(folder), *options]
 
 
-def killed_search(command: list[str], folder: Path, kills: int, spread: float, rng: random.Random) -> list[int]:
+def killed_search(
+    command: list[str], folder: Path, kills: int, spread: float, rng: random.Random, storage: str | None = None
+) -> list[int]:
     """Runs the search to its end, killing it several times; returns the number of recorded trials at each kill.
 
     Args:
@@ -44,13 +49,14 @@ def killed_search(command: list[str], folder: Path, kills: int, spread: float, r
         kills: how many times.
         spread: each kill comes within this many seconds of the search's next score.
         rng: chooses the moments.
+        storage: the URL of the record's database; study.db in the folder by default.
     """
     seen = []
     while len(seen) < kills:
-        before = scored(folder)
+        before = scored(folder, storage)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         # A kill before the first score tests little: the clock starts with the next score.
-        while process.poll() is None and scored(folder) <= before:
+        while process.poll() is None and scored(folder, storage) <= before:
             time.sleep(0.02)
         try:
             process.wait(timeout=rng.uniform(0, spread))
@@ -61,28 +67,35 @@ def killed_search(command: list[str], folder: Path, kills: int, spread: float, r
             if process.returncode:
                 raise SystemExit(f"the search failed:\n{errors.decode()}")
             break
-        with Record(folder) as record:
+        with Record(folder, storage) as record:
             seen.append(len(record.trials))
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return seen
 
 
-def scored(folder: Path) -> int:
+def scored(folder: Path, storage: str | None = None) -> int:
     """Returns how many scores are on record, of models and merges; 0 where there is no record that can be read."""
-    query = """
-        SELECT (SELECT count(*) FROM trials)
-             + (SELECT count(*) FROM study_user_attributes WHERE key LIKE 'baseline:%' OR key LIKE 'holdout%')
-    """
-    try:
-        with closing(sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True)) as database:
-            return int(database.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:
+    place = Storage(folder, storage)
+    if place.path and not place.path.exists():
         return 0
+    id, key = column("study_id"), column("key")
+    own = id.in_(select(id).select_from(table("studies")).where(column("study_name") == place.study))
+    trials = select(func.count()).select_from(table("trials")).where(own)
+    scores = select(func.count()).select_from(table("study_user_attributes")).where(own)
+    engine = sqlalchemy.create_engine(place.url)
+    try:
+        with engine.connect() as connection:
+            scores = scores.where(or_(key.like("baseline:%"), key.like("holdout%")))
+            return sum(connection.execute(query).scalar_one() for query in (trials, scores))
+    except sqlalchemy.exc.SQLAlchemyError:  # no tables yet
+        return 0
+    finally:
+        engine.dispose()
 
 
-def run_state(folder: Path) -> dict[str, Any]:
+def run_state(folder: Path, storage: str | None = None) -> dict[str, Any]:
     """Returns everything that a run holds except its timings."""
-    with Record(folder) as record:
+    with Record(folder, storage) as record:
         trials = [
             [trial.number, trial.proposal, trial.recipe, trial.objective, trial.outcome.items]
             for trial in record.trials
@@ -95,17 +108,21 @@ def run_state(folder: Path) -> dict[str, Any]:
     return {"trials": trials, "result": result, "best.yaml": best, "files": files}
 
 
-def check_search(recipe: Path, folder: Path, kills: int, rng: random.Random, options: list[str]) -> dict[str, bool]:
+def check_search(
+    recipe: Path, folder: Path, kills: int, rng: random.Random, options: list[str], storage: str | None
+) -> dict[str, bool]:
     """Runs both searches; returns which parts of the two runs are the same."""
-    whole, killed = folder / "whole", folder / "killed"
+    # With the folder's unique name: in a shared database, runs go by the names of their folders.
+    whole, killed = folder / f"{folder.name}-whole", folder / f"{folder.name}-killed"
+    options = [*options, "--storage", storage] if storage else options
     started = time.monotonic()
     subprocess.run(search_command(recipe, whole, options), check=True, stdout=subprocess.DEVNULL)
     took = time.monotonic() - started
     print(f"undisturbed: {took:.0f} s", flush=True)
     # Half of that on average, start-up not counted, so that the search outlasts all kills.
-    seen = killed_search(search_command(recipe, killed, options), killed, kills, took / kills / 2, rng)
+    seen = killed_search(search_command(recipe, killed, options), killed, kills, took / kills / 2, rng, storage)
     print(f"killed {len(seen)} times, with {seen} trials recorded")
-    left, right = run_state(whole), run_state(killed)
+    left, right = run_state(whole, storage), run_state(killed, storage)
     print(f"files: {', '.join(right['files'])}")
     return {part: left[part] == right[part] for part in left}
 
@@ -202,13 +219,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="how many times to kill it (default: 10)")
     parser.add_argument("--apply", action="store_true", help="kill evomerge apply, not evomerge search")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills, not of the search")
+    parser.add_argument("--storage", help="the URL of a database for the search's record")
     parser.add_argument("--options", nargs="*", default=[], help="for evomerge search, such as --options=--device=cpu")
     arguments = parser.parse_args()
     folder, rng = Path(tempfile.mkdtemp(prefix="check-kills-")), random.Random(arguments.seed)
     if arguments.apply:
         good = check_apply(arguments.recipe, folder, arguments.kills, rng)
     else:
-        good = check_search(arguments.recipe, folder, arguments.kills, rng, arguments.options)
+        good = check_search(arguments.recipe, folder, arguments.kills, rng, arguments.options, arguments.storage)
     for part, equal in good.items():
         print(f"{part}: {'OK' if equal else 'DIFFERENT'}")
     if not all(good.values()):

@@ -94,6 +94,13 @@ def search(
     ] = None,
     device: Device = "auto",
     compute_dtype: ComputeDtype = "auto",
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="The database for the record: postgresql://..., mysql://... or sqlite:///FILE.",
+            show_default="study.db in the run's folder",
+        ),
+    ] = None,
 ) -> None:
     """Search for the best numbers for a recipe's holes.
 
@@ -102,6 +109,9 @@ def search(
 
     The run's folder holds best.yaml (the best recipe so far), study.db (the record, an Optuna study) and, at the
     end, result.json (the parents and the winner on the holdout).
+
+    With --storage, the record is a study of that database, named after the run's folder; resume with the same
+    --storage. A password is never shown or stored; PGPASSWORD or ~/.pgpass can hold it.
 
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
@@ -122,7 +132,7 @@ def search(
             spec = prepare(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
         say(_headline(recipe, spec, where))
         display = SearchDisplay(out, spec)
-        with display.live, Study(spec, folder, device, display) as study:
+        with display.live, Study(spec, folder, device, display, storage) as study:
             study.run()
             report = conclude(study)
         out.print(fitted(conclusion_table(report), out))
@@ -275,7 +285,8 @@ def list_runs(
 
     for run in runs(folder):
         best = "" if run.best is None else f", best {run.best:.3f}"
-        lines = [f"{run.folder}: {run.state}, {run.evaluations} evaluations{best}", *filter(None, [run.verdict])]
+        done = f"record in {run.storage}" if run.evaluations is None else f"{run.evaluations} evaluations"
+        lines = [f"{run.folder}: {run.state}, {done}{best}", *filter(None, [run.verdict])]
         say("\n  ".join(lines))
 
 

@@ -84,7 +84,8 @@ class Record:
         storage: the URL of the database that holds the record; study.db in the folder by default.
 
     Attributes:
-        label: where the record is, in messages.
+        label: the database, in messages.
+        title: the run's folder, or the study in its database, in messages.
 
     Raises:
         StudyError: another process is searching there, or the database cannot be used.
@@ -93,14 +94,12 @@ class Record:
     def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.folder = folder
         self._place = Storage(folder, storage)
-        self.label = self._place.label
+        self.label, self.title = self._place.label, self._place.title
         self._locks: list[sqlalchemy.Connection | int] = []
         try:
             self._lock_folder()
             self._check_place(storage is not None)
             self._open(own=storage is None)
-            if storage is not None:
-                write_atomically(folder / ELSEWHERE, self.label + "\n")
         except BaseException:
             self.close()
             raise
@@ -154,7 +153,7 @@ class Record:
             self._locks.append(lock)
         elif not own:
             raise StudyError(
-                f'{self.label}: another evomerge is searching as "{place.study}"; wait for it, or use another --run-dir'
+                f"{place.title}: another evomerge is searching here; wait for it, or use another --run-dir"
             )
         self._load()
 
@@ -167,6 +166,15 @@ class Record:
             self._study, self._attributes, self._trials = _read(self._place, self._storage)
         if not self._attributes:
             self.set_attribute("format", FORMAT)
+
+    def bind(self) -> None:
+        """Notes in the run's folder where its record is, if that is not study.db.
+
+        Raises:
+            StudyError: the note cannot be written.
+        """
+        if self._place.path != self.folder / DATABASE:
+            write_atomically(self.folder / ELSEWHERE, self.label + "\n")
 
     def clear(self) -> None:
         """Empties the record.
@@ -340,10 +348,7 @@ def _read(place: Storage, storage: optuna.storages.RDBStorage) -> tuple[optuna.S
     study = optuna.load_study(study_name=place.study, storage=storage)
     attributes, trials = dict(study.user_attrs), study.get_trials(deepcopy=False)
     if (attributes or trials) and attributes.get("format") != FORMAT:
-        raise StudyError(
-            f'{place.label}: its study "{place.study}" was not written by this version of evomerge; use another'
-            " --run-dir"
-        )
+        raise StudyError(f"{place.title}: not written by this version of evomerge; use another --run-dir")
     own = [frozen.user_attrs for frozen in trials if "kind" in frozen.user_attrs]
     return study, attributes, [_trial(number, data) for number, data in enumerate(own)]
 

@@ -1,4 +1,4 @@
-"""What became of the searches in a folder, read without disturbing those that are running."""
+"""The searches in a folder, read without disturbing those that are running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.errors import StudyError
-from evomerge.study.record import RESULT, recorded_trials
+from evomerge.study.record import RESULT, recorded_trials, storage_of
 from evomerge.study.storage import DATABASE
 
 
@@ -19,18 +19,20 @@ class Run:
     """One search's folder.
 
     Attributes:
-        folder: where it is.
+        folder: the run's folder.
         state: ``running``, ``stopped`` before its end, ``finished``, or ``damaged``.
-        evaluations: candidates on record.
+        evaluations: candidates on record; None where the record is elsewhere and the search has not ended.
         best: the highest search score; None where nothing was scored.
         verdict: of a finished search; of a damaged one, what is wrong.
+        storage: the database that holds the record, without its password; empty where that is study.db.
     """
 
     folder: Path
     state: Literal["running", "stopped", "finished", "damaged"]
-    evaluations: int
+    evaluations: int | None
     best: float | None
     verdict: str
+    storage: str = ""
 
 
 def runs(folder: Path) -> list[Run]:
@@ -43,10 +45,13 @@ def runs(folder: Path) -> list[Run]:
         inside = sorted(folder.iterdir())
     except OSError as fault:
         raise StudyError(f"{folder}: cannot be listed ({fault.strerror}); expected a folder of runs") from None
-    return [_run(path) for path in (folder, *inside) if (path / DATABASE).is_file()]
+    return [_run(path) for path in (folder, *inside) if (path / DATABASE).is_file() or storage_of(path)]
 
 
 def _run(folder: Path) -> Run:
+    elsewhere = storage_of(folder)
+    if elsewhere:
+        return _run_elsewhere(folder, elsewhere)
     try:
         trials = recorded_trials(folder)
     except StudyError as fault:
@@ -56,10 +61,19 @@ def _run(folder: Path) -> Run:
     if _is_locked(folder):
         return Run(folder, "running", done, best, "")
     result = _result(folder)
-    # One with more evaluations than its result tells of was begun again, to be extended.
+    # A search with more evaluations than its result says is being extended.
     if result.get("evaluations") == done:
         return Run(folder, "finished", done, best, str(result.get("verdict", "")))
     return Run(folder, "stopped", done, best, "")
+
+
+def _run_elsewhere(folder: Path, storage: str) -> Run:
+    """Returns what a folder alone says of a run: its record is in a database that may need a password."""
+    result = _result(folder)
+    best = result["winner"]["search"] if result else None
+    state: Literal["running", "finished", "stopped"] = "finished" if result else "stopped"
+    verdict = str(result.get("verdict", ""))
+    return Run(folder, "running" if _is_locked(folder) else state, result.get("evaluations"), best, verdict, storage)
 
 
 def _result(folder: Path) -> dict[str, Any]:

@@ -39,8 +39,10 @@ class Storage:
         url: the database's URL; None: study.db in the folder.
 
     Attributes:
+        url: the database's URL, which may hold a password.
         label: the database in messages: its path, or its URL without the password.
         study: the study's name.
+        title: the study in messages: the run's folder, or the database and the study's name.
         path: the file of an SQLite database; None for a server's.
 
     Raises:
@@ -50,15 +52,17 @@ class Storage:
     def __init__(self, folder: Path, url: str | None = None) -> None:
         if url is None:
             self.path: Path | None = folder / DATABASE
-            self._url = sqlalchemy.URL.create("sqlite", database=str(self.path))
-            self.label, self.study = str(self.path), STUDY
+            self.url = sqlalchemy.URL.create("sqlite", database=str(self.path))
+            self.label, self.study, self.title = str(self.path), STUDY, str(folder)
             return
-        self._url = _parsed(url)
-        self.path = Path(self._url.database or "") if self._url.get_backend_name() == "sqlite" else None
+        self.url = _parsed(url)
+        self.path = Path(self.url.database or "") if self.url.get_backend_name() == "sqlite" else None
         # Passwords may be in the query as well.
-        query = {key: value for key, value in self._url.query.items() if "pass" not in key.lower()}
-        self.label = self._url._replace(password=None, query=sqlalchemy.util.immutabledict(query)).render_as_string()
+        secret = [key for key in self.url.query if "pass" in key.lower()]
+        shown = self.url.difference_update_query(secret)._replace(password=None)
+        self.label = shown.set(drivername=shown.get_backend_name()).render_as_string()
         self.study = folder.resolve().name
+        self.title = f'{self.label}: study "{self.study}"'
 
     def open(self, path: Path | None = None) -> optuna.storages.RDBStorage:
         """Returns the open database, with the tables of an Optuna storage.
@@ -66,7 +70,7 @@ class Storage:
         Args:
             path: an SQLite file to open in place of its own.
         """
-        url = self._url.set(database=str(path)) if path else self._url
+        url = self.url.set(database=str(path)) if path else self.url
         options: dict[str, Any] = {}
         if url.get_backend_name() != "sqlite":
             # An evaluation may take longer than servers keep an idle connection.
@@ -96,7 +100,7 @@ class Storage:
         connection.detach()  # Closing it ends the session: a pooled one would keep the lock.
         digest = hashlib.sha256(f"evomerge {self.study}".encode()).digest()
         key = int.from_bytes(digest[:8], signed=True)
-        if connection.execute(_LOCKS[self._url.get_backend_name()], {"key": key}).scalar():
+        if connection.execute(_LOCKS[self.url.get_backend_name()], {"key": key}).scalar():
             return connection
         connection.close()
         return None
@@ -105,7 +109,7 @@ class Storage:
         """Returns the first line of an error's cause, without the password."""
         cause = fault.__cause__ or fault
         line = (str(cause).splitlines() or [type(cause).__name__])[0]
-        secrets = [self._url.password, *(value for key, value in self._url.query.items() if "pass" in key.lower())]
+        secrets = [self.url.password, *(value for key, value in self.url.query.items() if "pass" in key.lower())]
         for secret in secrets:
             line = line.replace(str(secret), "***") if secret else line
         return line
@@ -119,6 +123,8 @@ def _parsed(text: str) -> sqlalchemy.URL:
     )
     try:
         url = sqlalchemy.make_url(text)
+        if url.drivername == "postgresql":  # whose default driver differs between versions of SQLAlchemy
+            url = url.set(drivername="postgresql+psycopg2")
         dialect = url.get_dialect()
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise fault from None
@@ -140,6 +146,6 @@ def _parsed(text: str) -> sqlalchemy.URL:
 def _no_driver(url: sqlalchemy.URL, fault: ImportError) -> StudyError:
     package = _DRIVERS.get(fault.name or "", fault.name)
     return StudyError(
-        f"--storage: {url.drivername} needs the Python package {fault.name}, which is not installed; install it:"
+        f"--storage: {url.get_backend_name()} needs the Python package {fault.name}, which is not installed; run"
         f" pip install '{package}'"
     )

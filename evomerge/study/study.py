@@ -153,14 +153,14 @@ class Study:
             self.record.set_attribute("identity", now)
         elif recorded != now:
             raise StudyError(
-                f"{self.folder}: holds a search that was started with other settings or files:"
-                f" {changes(recorded, now)}; to go on with it, put them back as they were; to search anew, use another"
-                " --run-dir or delete this folder"
+                f"{self.record.title}: holds a search that was started with other settings or files:"
+                f" {changes(recorded, now)}; to resume it, restore them; to start a new search, use another --run-dir"
             )
         elif began != here:
             self._note_environment()
         if digests != kept:
             self.record.set_attribute("digests", digests)
+        self.record.bind()
         if recorded is None or not path.exists():
             write_atomically(path, self.spec.recipe.to_yaml("The recipe of this search."))
 

@@ -80,7 +80,9 @@ class Watcher:
         self.notes.append(text)
 
 
-def search(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> ReportData:
-    with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher()) as study:
+def search(
+    recipe: Path, folder: Path, watcher: Watcher | None = None, storage: str | None = None, **changes
+) -> ReportData:
+    with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher(), storage) as study:
         study.run()
         return conclude(study)
