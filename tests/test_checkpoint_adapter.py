@@ -244,7 +244,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(settings: dict[str, Any], w
         ({f"{Q % 0}.lora_A.weight": torch.zeros(16), f"{Q % 0}.lora_B.weight": torch.zeros(16, 2)}, "A has shape [16]"),
         ({"model.embed_tokens.weight": torch.zeros(7, 16)}, "resize the model's embeddings"),
         ({"score.weight": torch.zeros(7, 16)}, "does not have"),
-        ({f"{Q % 0}.lora_E": torch.zeros(7)}, "no tensor of a plain LoRA"),
+        ({f"{Q % 0}.lora_E": torch.zeros(7)}, "is not part of a plain LoRA"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(parts: dict[str, Tensor], words: str, model: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What a config.json says of its language model, wherever it says it."""
+"""What a config.json says of its language model, at whatever level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """The keys under which configs state their depth."""
 
-# Where the config of a model of several modalities keeps the language model's.
+# Keys under which the config of a model of several modalities has the language model's.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config", "thinker_config")
 
 
@@ -39,7 +39,7 @@ def depth_of(config: Mapping[str, Any]) -> int:
 
 
 def parsed_text(config: Mapping[str, Any]) -> Any:
-    """The language model's config with the values that it leaves out, as they are its class's default; or None."""
+    """The language model's config, completed with its class's defaults; None where transformers has no such model."""
     found = parsed(config)
     return None if found is None else found.get_text_config()
 
@@ -60,19 +60,19 @@ def parsed(config: Mapping[str, Any]) -> Any:
 
 
 def made_from(config: Mapping[str, Any], make: Callable[[dict[str, Any]], T]) -> T:
-    """What `make` makes of a config, from which all is removed that would have transformers run code from elsewhere.
+    """What `make` makes of a config without the keys that would make transformers run code from elsewhere.
 
     Args:
         config: a checkpoint's config.json; it is not changed.
         make: for instance a model of transformers.
 
     Raises:
-        ArchitectureError: `make` fails; the key without which it would not, or not like this, is named.
+        ArchitectureError: `make` fails; the key that causes it is named where it can be found.
     """
     plain = _without_code(config)
     try:
         return make(copy.deepcopy(plain))
-    # A wrong value leads to whatever error it meets first.
+    # A wrong value can lead to any kind of error.
     except Exception as fault:
         reason = _reason(fault)
     path, value = _culprit(plain, make, reason)
@@ -95,7 +95,7 @@ def _without_code(value: Any) -> Any:
 
 def _culprit(plain: dict[str, Any], make: Callable[[dict[str, Any]], Any], reason: str) -> tuple[str, Any]:
     """The path and the value of the key without which `make` works, or fails for another reason; "" where none is."""
-    # By how much goes another way without a key: all, the kind of the error, its text.
+    # How much changes without a key: 0, there is no error; 1, an error of another type; 2, with another text.
     found: list[tuple[int, str]] = []
     for key in plain:
         try:
@@ -116,7 +116,7 @@ def _culprit(plain: dict[str, Any], make: Callable[[dict[str, Any]], Any], reaso
 
 def _reason(fault: Exception) -> str:
     text = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
-    # What a wrapper says before the error proper.
+    # Without what a wrapper writes before the actual error.
     return _shortened(re.sub(r"StrictDataclass\w+: .*?: (?=\w+Error: )", "", text))
 
 
@@ -131,7 +131,7 @@ _NUMBER = re.compile(
 _HEADS = re.compile(r"num_(attention|key_value)_heads|n_heads?")
 _ACTIVATION = re.compile(r"hidden_(act|activation)|activation_function")
 _TEXT = re.compile(rf"{_ACTIVATION.pattern}|(rope_)?type")
-# All others are looked up in transformers, whose import takes longer than many a merge.
+# Common ones; others are looked up in transformers, whose import takes longer than many merges.
 _ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2", "quick_gelu"}
 
 
@@ -179,11 +179,11 @@ def _expected(key: str, value: Any, *, inner: bool, kind: Any) -> str:
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:
-    """Whether the head repeats the embedding: where the config says so, else as transformers has it."""
+    """Whether the head repeats the embedding: as the config says, else as transformers has it."""
     for part in parts_of(config):
         if isinstance(part.get("tie_word_embeddings"), bool):
             return bool(part["tie_word_embeddings"])
-    # Configs leave out what is their class's default; an unknown class keeps its head.
+    # Configs leave out their class's defaults; a model of an unknown class keeps its head.
     from transformers import CONFIG_MAPPING
 
     for part in reversed(parts_of(config)):

@@ -13,7 +13,7 @@ from evomerge.architecture.layers import OTHER_MODALITY, Architecture, module_be
 
 @dataclass(frozen=True)
 class LanguagePart:
-    """The language model inside a model of several modalities; or a language model, which is all of itself.
+    """The language model inside a model of several modalities; or a whole language model.
 
     Attributes:
         config: its own config.
@@ -61,12 +61,12 @@ class LanguagePart:
         """
         if name.startswith(self._path):
             return other._path + name.removeprefix(self._path)
-        # The head has a path of its own, and may lie beside the whole language model.
+        # The head has its own path, and may lie outside the language model.
         beside = (own for own in other.names if not own.startswith(other._path))
         return next((own for own in beside if f".{own}".endswith(f".{name}") or name.endswith(f".{own}")), name)
 
     def within(self, config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-        """The config of the whole model with its language part's changed.
+        """The config of the whole model with another config of its language part.
 
         Args:
             config: the whole model's; it is not changed.

@@ -16,7 +16,7 @@ from evomerge.errors import ArchitectureError
 _NORM = re.compile(r"(final_?)?(layer_?norm|rms_?norm|norm|ln)(_?(f|final|out|post))?", re.IGNORECASE)
 _AFTER = re.compile(r".*head.*|output.*|.*unembed.*|embed_out|score|classifier|cls|pooler|qa_.*|project_out|mtp.*")
 EMBEDDING = re.compile(r"emb|wte|\btok")
-# The last module of a head that may repeat the embedding; "decoder" is BERT's and its kin's.
+# The last module of a head that may repeat the embedding; "decoder" is that of BERT and similar models.
 TIED_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|output_layer|head|decoder)\.weight")
 OTHER_MODALITY = re.compile(r"vis|image|audio|speech|video|encoder|project|connector|multi_modal")
 
@@ -79,7 +79,7 @@ class Architecture:
         heads = frozenset(name for name in late if TIED_HEAD.fullmatch(name))
         embeddings = frozenset(name for name in beside.keys() - late if EMBEDDING.search(name))
         ties = ties_head(config)
-        # Without the embedding in the file the head is no repetition but the only copy.
+        # Where the file has no embedding, the head is the only copy.
         tied = heads if ties and embeddings else frozenset()
         return cls(depth, stack, ties, heads, embeddings, tied, frozenset(late))
 
@@ -162,7 +162,7 @@ def _choose(stacks: Mapping[str, set[int]], depth: int) -> str:
     if not fitting:
         raise ArchitectureError(
             f"the config states {depth} layers, but no stack of tensors has the numbers 0 to {depth - 1}; "
-            f"found {_listed(stacks)}; is the checkpoint complete, and the config its own?"
+            f"found {_listed(stacks)}; is the checkpoint complete, and is this its config?"
         )
     return min(
         fitting,

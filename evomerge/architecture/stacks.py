@@ -1,4 +1,4 @@
-"""`config_of_stack`: the config of a model whose layers come from others, in an order of its own.
+"""`config_of_stack`: the config of a model whose layers come from others, in any order.
 
 A layer's kind (sliding or full attention, dense or with experts) is said in the config: in lists with an entry for
 each layer, which follow the layers; or in numbers that stand for a pattern (``first_k_dense_replace``), which become
@@ -17,7 +17,7 @@ from typing import Any
 from evomerge.architecture.configs import DEPTHS, depth_of, parsed_text, parts_of
 from evomerge.errors import ArchitectureError
 
-# Lists that may by chance be as long as the stack and say nothing of its layers.
+# Lists that may happen to be as long as the stack, and are not about its layers.
 _NOT_PER_LAYER = re.compile(r"architectures|.*token.*|.*_limit|.*section.*|.*labels|.*languages")
 # Texts with a letter for each layer, such as Nemotron's hybrid_override_pattern.
 _PATTERN = re.compile(r".*pattern")
@@ -121,14 +121,14 @@ def config_of_stack(config: Mapping[str, Any], origins: Sequence[tuple[Mapping[s
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text config with what config.json leaves out, or says in another form, as transformers reads it."""
+    """The text config, completed with what transformers adds to config.json."""
     parsed = parsed_text(config)
     said = {key: value for key, value in parts_of(config)[-1].items() if value is not None}
     return {**({} if parsed is None else parsed.to_dict()), **said}
 
 
 def _followed(key: str, value: Any, layers: Sequence[_Layer], depth: int) -> Any:
-    """A value of the config for the stack: one entry a layer, or layers' indices; else as it is."""
+    """A value of the config for the stack: one entry for each layer, or layers' indices; else unchanged."""
     named = not _NOT_PER_LAYER.fullmatch(key)
     if not named or not (isinstance(value, list) or (isinstance(value, str) and _PATTERN.fullmatch(key))):
         return value
@@ -144,7 +144,7 @@ def _followed(key: str, value: Any, layers: Sequence[_Layer], depth: int) -> Any
 
 
 def _entry(key: str, value: Any, layer: _Layer) -> Any:
-    """What a per-layer list says of a layer: its own model's, else that of the model that gives the config."""
+    """The entry for a layer: from its own model's list, else from that of the model that gives the config."""
     theirs = layer.config.get(key)
     if isinstance(theirs, type(value)) and len(theirs) == layer.depth:
         return theirs[layer.index]
@@ -192,7 +192,7 @@ def _set_numbers(text: dict[str, Any], own: Mapping[str, Any], layers: Sequence[
 def _refuse_other_kinds(
     result: Mapping[str, Any], own: Mapping[str, Any], layers: Sequence[_Layer], depth: int
 ) -> None:
-    """Raises an ArchitectureError where transformers reads another kind of layer from the config than it was."""
+    """Raises an ArchitectureError where transformers would make a layer of another kind than it was."""
     parsed = parsed_text(result)
     for key, value in {} if parsed is None else parsed.to_dict().items():
         before = own.get(key)

@@ -24,7 +24,7 @@ from evomerge.errors import CheckpointError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# Elements that are summed together: a few float64 temporaries of them are small beside a tensor.
+# Elements that are computed together: a few float64 temporaries of this size are small beside a tensor.
 _BLOCK = 1 << 18
 _MOST_FAULTS = 5
 
@@ -42,7 +42,7 @@ class _Update:
     """What an adapter does to one tensor of the model.
 
     Attributes:
-        whole: the adapter's tensor that takes its place, or None.
+        whole: the adapter's tensor that replaces it, or None.
         factors: the names of A, shape (rank, in), and of B, (out, rank); None where there are none.
         scale: the factor of B A.
         transposed: whether the model's tensor is (in, out).
@@ -70,7 +70,8 @@ class AdaptedCheckpoint(CheckpointView):
         folder: the adapter's: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        CheckpointError: the adapter is of a kind that cannot be merged, or does not fit the model; a line a fault.
+        CheckpointError: the adapter is of a kind that cannot be merged, or does not fit the model; one line for
+            each fault.
     """
 
     def __init__(self, inner: Checkpoint, reference: str, folder: Path) -> None:
@@ -80,12 +81,11 @@ class AdaptedCheckpoint(CheckpointView):
         self._weights = WeightFile(folder / ADAPTER_WEIGHTS)
         self._updates, tensors, faults = _updates(inner, self._settings, self._weights.tensors)
         if faults:
-            more = [f"{reference}: ... and {len(faults) - _MOST_FAULTS} more like these"]
-            told = [f"{reference}: {fault}" for fault in faults[:_MOST_FAULTS]]
-            raise CheckpointError("\n".join(told + (more if len(faults) > _MOST_FAULTS else [])))
+            more = [f"... and {len(faults) - _MOST_FAULTS} more like these"] if len(faults) > _MOST_FAULTS else []
+            raise CheckpointError("\n".join(f"{reference}: {fault}" for fault in faults[:_MOST_FAULTS] + more))
         config = dict(inner.config)
         if any(name not in inner.tensors for name in tensors):
-            # A head of its own, where the model repeats its embedding.
+            # The adapter has a head, where the model repeats its embedding.
             config["tie_word_embeddings"] = False
         super().__init__(inner, difference="", reference=reference, config=config, tensors=tensors)
 
@@ -119,7 +119,7 @@ class AdaptedCheckpoint(CheckpointView):
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None) -> Tensor:
-    """Returns ``weight + scale * b @ a``, and with DoRA's `magnitude` its rows at those lengths.
+    """Returns ``weight + scale * b @ a``, with rows scaled to the lengths in DoRA's `magnitude`.
 
     Args:
         weight: shape (out, in), of any float dtype.
@@ -135,7 +135,7 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tenso
     rows = max(1, _BLOCK // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], rows):
         here = slice(start, start + rows)
-        # In float64: the order in which a product is summed is the library's, and is lost in rounding to float32.
+        # In float64: the order in which a product is summed depends on the library; rounding to float32 hides it.
         block = weight[here].double() + scale * (b[here].double() @ a)
         if magnitude is not None:
             # Liu et al. 2024, equation 5
@@ -147,7 +147,7 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tenso
 def _updates(
     inner: Checkpoint, settings: AdapterConfig, found: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, _Update], dict[str, TensorInfo], list[str]]:
-    """Returns what happens to each tensor, the tensors that there then are, and every fault."""
+    """Returns what happens to each tensor, all tensors of the adapted model, and every fault."""
     faults: list[str] = []
     factors: dict[str, dict[str, str]] = {}
     wholes: dict[str, str] = {}
@@ -158,9 +158,7 @@ def _updates(
         elif "lora_" not in plain and (match := _WHOLE.fullmatch(plain)):
             wholes[f"{match['module']}.{match['part']}"] = name
         else:
-            faults.append(
-                f"{name} is no tensor of a plain LoRA; merge it into its model with peft, and name the result"
-            )
+            faults.append(f"{name} is not part of a plain LoRA; merge it with peft, and name the result")
     updates: dict[str, _Update] = {}
     tensors = dict(inner.tensors)
     for target, name in wholes.items():
@@ -168,7 +166,7 @@ def _updates(
         if own is None and _HEAD.fullmatch(target):
             own, tensors[target] = target, TensorInfo(target, found[name].dtype, found[name].shape)
         if own is None:
-            faults.append(f"{name} takes the place of a tensor that {inner.reference} does not have")
+            faults.append(f"{name} replaces a tensor that {inner.reference} does not have")
         elif tensors[own].shape != found[name].shape:
             faults.append(
                 f"{name} has shape {list(found[name].shape)}, but {own} has {list(tensors[own].shape)} in"
@@ -189,25 +187,25 @@ def _updates(
 
 
 def _own_name(inner: Checkpoint, target: str) -> str | None:
-    """Returns the model's name for a tensor of the adapter's, which has the name in memory; files differ in prefixes.
+    """Returns the model's name for a tensor of the adapter, which has its name in memory; in files, prefixes differ.
 
-    It is the one tensor whose name ends alike from the layer's list on, and is of the same modality.
+    It is the only tensor of the same modality whose name ends the same from the list of layers on.
     """
     if target in inner.tensors:
         return target
     parts = target.split(".")
-    numbered = next((place for place, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
+    numbered = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
     ending = "." + ".".join(parts[max(0, numbered - 1) :])
     visual = bool(_OTHER_MODALITY.search(target))
     found = [name for name in inner.tensors if f".{name}".endswith(ending)]
-    alike = [name for name in found if bool(_OTHER_MODALITY.search(name)) == visual]
-    return alike[0] if len(alike) == 1 else None
+    matching = [name for name in found if bool(_OTHER_MODALITY.search(name)) == visual]
+    return matching[0] if len(matching) == 1 else None
 
 
 def _factored(
     inner: Checkpoint, settings: AdapterConfig, found: Mapping[str, TensorInfo], module: str, parts: Mapping[str, str]
 ) -> tuple[str, _Update] | str:
-    """Returns the tensor that a module's factors are for, and what they do to it; or what is wrong with them."""
+    """Returns the tensor that a module's factors are for, and the update; or what is wrong with them."""
     embedding = any(part.startswith("lora_embedding") for part in parts)
     first, second = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     if first not in parts or second not in parts:
@@ -216,7 +214,7 @@ def _factored(
     own = _own_name(inner, f"{module}.weight")
     if own is None:
         return (
-            f"it adapts {module}, and {inner.reference} has no tensor {module}.weight; is it an adapter of this model?"
+            f"it adapts {module}, but {inner.reference} has no tensor {module}.weight; is it an adapter of this model?"
         )
     a, b, weight = found[parts[first]].shape, found[parts[second]].shape, inner.tensors[own]
     rank = settings.rank(module)

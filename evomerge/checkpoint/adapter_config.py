@@ -16,7 +16,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 # Settings with which an adapter is not W + s B A.
 _REFUSED = {
-    "alora_invocation_tokens": "it is active after certain tokens only",
+    "alora_invocation_tokens": "it is active only after certain tokens",
     "layer_replication": "it repeats layers",
     "target_parameters": "it adapts parameters without a module",
     "trainable_token_indices": "it trains single tokens",
@@ -28,7 +28,7 @@ _REFUSED = {
     "arrow_config": "it is a router among adapters",
     "lora_bias": "it has biases",
 }
-# With these, B A was added to the model's own weights; with any other, the model's weights were changed first.
+# With these, B A is added to the model's own weights; with all others, the model's weights are changed first.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -63,7 +63,8 @@ class AdapterConfig:
             reference: how messages call the model and its adapter.
 
         Raises:
-            CheckpointError: the file is missing or damaged, or the adapter cannot be merged; a line a fault.
+            CheckpointError: the file is missing or damaged, or the adapter cannot be merged; one line for each
+                fault.
         """
         if not path.is_file():
             raise CheckpointError(f"{reference}: {path.parent} has no {path.name}; expected an adapter that PEFT saved")
@@ -112,7 +113,7 @@ class AdapterConfig:
 
 
 def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Returns the value of the first pattern that the end of a module's name matches."""
+    """Returns the value of the first pattern that matches the end of a module's name."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 

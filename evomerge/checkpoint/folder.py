@@ -31,7 +31,7 @@ _SIDE_FILES = (
     f"{TEMPLATES}/*.jinja",
     "*processor_config.json",
 )
-# What a checkpoint of ours or of transformers has besides; a folder with anything else in it is not replaced.
+# What else a checkpoint of ours or of transformers contains; a folder with anything else is not replaced.
 _OTHER_FILES = (
     CONFIG,
     "model*.safetensors",
@@ -52,7 +52,7 @@ def files_beside(folder: Path) -> tuple[Path, ...]:
         CheckpointError: the folder or one of them cannot be read, or is a link that leads out of it.
     """
     with reading(folder):
-        # The config is checked too: all that it says comes into the result.
+        # The config is checked too: the result repeats all of it.
         known = (*_SIDE_FILES, CONFIG)
         found = [folder / name for name in _names(folder) if _like(name, known) and (folder / name).is_file()]
         # In the Hub's cache, a model's files are links from snapshots/COMMIT into blobs.
@@ -80,7 +80,7 @@ def strangers(folder: Path) -> list[str]:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yields the names of all in a folder, and of all templates in the folder that is for them."""
+    """Yields the names of everything in a folder, and of everything in its folder for templates."""
     for path in folder.iterdir():
         if path.name == TEMPLATES and path.is_dir():
             yield from (f"{TEMPLATES}/{inner.name}" for inner in path.iterdir())

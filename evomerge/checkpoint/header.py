@@ -1,4 +1,4 @@
-"""The small parts of a checkpoint, trusting nothing that they say: headers of safetensors files, and JSON files.
+"""The small parts of a checkpoint, none of which is trusted: headers of safetensors files, and JSON files.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes, little-endian, with the
 header's length; the header, a JSON object from tensor names to dtype, shape and offsets; then the bytes of
@@ -47,7 +47,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "C64": torch.complex64,
 }
-# Newer torch only; a file that uses it on an older torch gets the error for an unknown dtype.
+# Only in newer versions of torch; with an older one, a file that uses it is refused as one of an unknown dtype.
 if hasattr(torch, "float8_e8m0fnu"):
     _DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
@@ -151,7 +151,7 @@ def weight_map(index: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{index}: names the shard {shard!r}; only .safetensors files are read: a pickle runs code"
             )
-        # Both separators and the drive's colon, whatever this system's are: the file may come from any other.
+        # The separators of all systems and the colon of a drive: the file may come from any of them.
         if re.search(r"[/\\:\x00]", shard) or shard.startswith(".."):
             raise CheckpointError(
                 f"{index}: names the shard {shard!r}, which leads out of its folder; expected a plain file name. "
@@ -194,7 +194,7 @@ def read_header(path: Path) -> tuple[list[TensorInfo], int]:
     for name, view in slices.items():
         code, shape = view.get_dtype(), tuple(view.get_shape())
         if code not in _DTYPES:
-            raise CheckpointError(f"{path}: {name} is {code}, which cannot be read; expected {', '.join(_DTYPES)}")
+            raise CheckpointError(f"{path}: {name} is {code}, which cannot be read; use one of {', '.join(_DTYPES)}")
         infos.append(TensorInfo(name, _DTYPES[code], shape))
         # Torch multiplies dimensions in 64 bits, those of an empty tensor too.
         if math.prod(length for length in shape if length) * infos[-1].dtype.itemsize >= 2**63:

@@ -1,4 +1,4 @@
-"""From a reference to a folder: a local one as it is, a Hub id by download into the Hub's cache."""
+"""From a reference to a folder: a local one as it is, a Hub id downloaded into the Hub's cache."""
 
 from __future__ import annotations
 

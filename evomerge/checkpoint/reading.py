@@ -89,7 +89,16 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, the checkpoint is closed, or its file was removed or changed.
         """
-        return self._file(name).read(name).to(device)
+        self._check_name(name)
+        return self.made(name).to(device)
+
+    def made(self, name: str) -> Tensor:
+        """The values of one of `tensors`, on the CPU, in the dtype and shape that it says.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        return self._files[name].read(name)
 
     def piece(self, name: str, start: int, stop: int) -> Tensor:
         """Some elements of one tensor, flat, in its own dtype, in memory of their own on the CPU.
@@ -104,7 +113,8 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, the checkpoint is closed, or its file was removed or changed.
         """
-        return self._file(name).piece(name, start, stop)
+        self._check_name(name)
+        return self._files[name].piece(name, start, stop)
 
     def fingerprint(self, kept: MutableMapping[str, str] | None = None) -> str:
         """A hex digest that changes with any byte of the weights, the config or a side file.
@@ -142,23 +152,21 @@ class Checkpoint:
         return files_beside(self.folder)
 
     def paths(self) -> frozenset[Path]:
-        """All that it is read from: its folder and its files, links followed."""
-        places = (self.folder, *(file.path for file in self._files.values()), *self.side_files())
-        return frozenset(path.resolve() for path in places)
+        """Everything that it is read from: its folder and its files, links followed."""
+        paths = (self.folder, *(file.path for file in self._files.values()), *self.side_files())
+        return frozenset(path.resolve() for path in paths)
 
     def close(self) -> None:
         """Closes the files. Tensors already read stay valid; reading more is an error."""
         for file in self._files.values():
             file.close()
 
-    def _file(self, name: str) -> WeightFile:
-        if name not in self._files:
-            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self._files)} others")
-        return self._files[name]
+    def _check_name(self, name: str) -> None:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self.tensors)} others")
 
     def _hash(self, name: str) -> bytes:
-        """A digest of a tensor's bytes."""
-        return hashlib.sha256(bytes_of(self._file(name).read(name))).digest()
+        return hashlib.sha256(bytes_of(self.made(name))).digest()
 
 
 def side_hash(checkpoint: Checkpoint) -> str:
@@ -234,7 +242,7 @@ def _no_weights(reference: str, folder: Path) -> CheckpointError:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         return CheckpointError(
-            f"{reference}: has its weights as pickles only ({pickles[0]}), which can run any code when "
+            f"{reference}: has its weights only as pickles ({pickles[0]}), which can run any code when "
             f"opened; expected {WEIGHTS}. Convert them, if you trust them: "
             "python -c 'from transformers import AutoModelForCausalLM as M; "
             f'M.from_pretrained("{reference}", dtype="auto").save_pretrained("DIR")\''

@@ -84,7 +84,7 @@ class Target:
             raise CheckpointError(f"{self.folder}: is not overwritten: it has no {CONFIG}, so it is not a model")
 
     def begin(self) -> None:
-        """Cleans up after a killed run, wherever it was killed, and makes the folder to fill.
+        """Cleans up after a killed run, at whatever point it was killed, and makes the folder to fill.
 
         Raises:
             CheckpointError: another process is writing there, or see `check`.
@@ -106,7 +106,7 @@ class Target:
         self.new.mkdir()
 
     def finish(self) -> None:
-        """Gives the folder that was filled the target's name; what was there goes only then.
+        """Renames the filled folder to the target; what was there before is removed only then.
 
         Raises:
             CheckpointError: the target was filled meanwhile.
@@ -126,7 +126,7 @@ class Target:
         self.discard()
 
     def discard(self) -> None:
-        """Removes what was written, unless it has got the target's name."""
+        """Removes what was written, unless it was renamed to the target."""
         if self._begun:
             self._begun = False
             with suppress(OSError):
@@ -134,12 +134,12 @@ class Target:
         self._close()
 
     def stale_bytes(self) -> int:
-        """Returns the room on the disk that `begin` will free of what a killed run left there."""
+        """Returns the bytes on the disk that `begin` will free: what a killed run left there."""
         files = (path for path in self.new.rglob("*") if path.is_file())
         return sum(path.stat().st_blocks * 512 for path in files)
 
     def _remove(self) -> None:
-        """Removes what this program made there, and only that: nothing without its mark, nothing beside."""
+        """Removes only what this program made there: nothing without its mark, nothing else."""
         if self._mark.is_file():
             for folder in (self.new, self._replaced):
                 if folder.exists():

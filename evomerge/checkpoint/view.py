@@ -1,4 +1,4 @@
-"""`CheckpointView`: another checkpoint seen in another way, some of its tensors made as they are read."""
+"""`CheckpointView`: a checkpoint seen in another way, some of its tensors computed as they are read."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evomerge.checkpoint.header import TensorInfo
 from evomerge.checkpoint.reading import Checkpoint, side_hash
-from evomerge.errors import CheckpointError
 
 
 class CheckpointView(Checkpoint):
-    """Another checkpoint with some things changed, for all who use a `Checkpoint`.
+    """A checkpoint with some things changed, which is used like any `Checkpoint`.
 
-    A subclass overrides `made`. Whatever is not given is the other's.
+    A subclass overrides `made`. What is not given is taken from the inner checkpoint.
 
     Attributes:
-        inner: the checkpoint that is seen.
+        inner: the checkpoint behind the view.
     """
 
     def __init__(
@@ -36,7 +34,7 @@ class CheckpointView(Checkpoint):
         config: Mapping[str, Any] | None = None,
         tensors: Mapping[str, TensorInfo] | None = None,
     ) -> None:
-        # Not Checkpoint's own: the files stay the inner one's.
+        # Without Checkpoint's own initialisation: the files belong to the inner one.
         self.inner = inner
         self.reference = inner.reference if reference is None else reference
         self.folder = inner.folder if folder is None else folder
@@ -47,21 +45,11 @@ class CheckpointView(Checkpoint):
         self._held = threading.local()
 
     def made(self, name: str) -> Tensor:
-        """The values of one of `tensors`, on the CPU, in the dtype and shape that it says; by default as they are.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
+        """See `Checkpoint.made`; by default the inner checkpoint's."""
         return self.inner.read(name)
 
-    def read(self, name: str, device: str | torch.device = "cpu") -> Tensor:
-        """See `Checkpoint.read`."""
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.reference}: no tensor {name!r}; it has {len(self.tensors)} others")
-        return self.made(name).to(device)
-
     def piece(self, name: str, start: int, stop: int) -> Tensor:
-        """See `Checkpoint.piece`. Each thread holds the last tensor that was made for it, whole."""
+        """See `Checkpoint.piece`. Each thread keeps the whole of the last tensor that was computed for it."""
         if getattr(self._held, "name", None) != name:
             self._held.name, self._held.flat = name, self.read(name).reshape(-1)
         flat: Tensor = self._held.flat

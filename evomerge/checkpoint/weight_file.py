@@ -91,7 +91,7 @@ class WeightFile:
         return data.view(dtype)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file; views of it stay valid."""
         with self._lock:
             self._closed = True
             self._map = None
