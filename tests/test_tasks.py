@@ -331,7 +331,7 @@ system: x
         (("last_number", "accuracy"), (":5: metric: expected 'exact_match'", "found 'accuracy'")),
         (("{{ answer }}", "{{ answer | uper }}"), (":4: target", "No filter named 'uper'", 'did you mean "upper"')),
         (("{{ answer }}", "{% include 'x' %}"), (":4: target", "may not use include")),
-        (("{{ answer }}", ""), (":4: target", "at least 1 character")),
+        (("{{ answer }}", ""), (":4: target: is empty; write a template",)),
         (("Q: {{ question }}\\nA: ", " {{ '' }}"), (":3: prompt", "is empty")),
         (("metric", "name: a/b\nmetric"), (":5: name",)),
         (("metric", "stop: ['']\nmetric"), (":5: stop",)),

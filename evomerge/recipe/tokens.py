@@ -32,9 +32,9 @@ class ZeroToken(Strict):
 
 def _kind(raw: Any) -> str:
     kind = raw.get("kind") if isinstance(raw, dict) else getattr(raw, "kind", None)
-    if isinstance(raw, ModelToken | ZeroToken) or kind is not None:
-        return "zero" if kind == "zero" else "model_token"
-    return "model"
+    if kind is None:
+        return "model"
+    return "zero" if kind == "zero" else "model_token"
 
 
 TokenSource = Annotated[

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from evomerge.document import Location, shown
 from evomerge.metrics import number_in
 from evomerge.tasks.spec import AnySpec, ChoiceSpec
-from evomerge.tasks.templates import Template, TemplateError
+from evomerge.tasks.templates import TemplateError
 
 
 @dataclass(frozen=True)
@@ -56,71 +56,54 @@ class RowFault(Exception):
         self.message = message
 
 
-class Renderer:
-    """The templates of a task, compiled once."""
+def make_example(spec: AnySpec, row: Mapping[str, Any], index: int, few_shot: bool) -> Example:
+    """Returns the example that `row` makes.
 
-    def __init__(self, spec: AnySpec) -> None:
-        """Compiles the templates of `spec`."""
-        self.spec = spec
-        self._prompt = Template(spec.prompt)
-        self._system = Template(spec.system or "")
-        self._choices: Template | list[Template] = []
-        if isinstance(spec, ChoiceSpec):
-            several = isinstance(spec.choices, list)
-            self._choices = [Template(c) for c in spec.choices] if several else Template(str(spec.choices))
-            self._answer = Template(spec.answer)
-        else:
-            self._target = Template(spec.target)
-            shots = spec.few_shot
-            self._shot_target = Template(shots.target) if shots and shots.target else None
+    Args:
+        spec: the task's keys.
+        row: the fields.
+        index: the row's index in its data.
+        few_shot: whether it is a solved example before the prompts.
 
-    def example(self, row: Mapping[str, Any], index: int, few_shot: bool) -> Example:
-        """Returns the example that `row` makes.
+    Raises:
+        RowFault: a template cannot be rendered, or its result makes no sense.
+    """
+    prompt = _made(spec.prompt.render, row, ("prompt",)) if spec.prompt else ""
+    system = _made(spec.system.render, row, ("system",)) if spec.system else ""
+    if not prompt.strip() and spec.type != "perplexity":
+        raise RowFault(("prompt",), "is empty")
+    if isinstance(spec, ChoiceSpec):
+        choices = _choices(spec, row)
+        answer = _answer(_made(spec.answer.value, row, ("answer",)), choices)
+        return Example(index, prompt, system, choices[answer], choices, answer)
+    template, location = spec.target, cast(Location, ("target",))
+    if few_shot and spec.few_shot and spec.few_shot.target:
+        template, location = spec.few_shot.target, ("few_shot", "target")
+    target = _made(template.render, row, location)
+    if not target.strip():
+        raise RowFault(location, "is empty")
+    if spec.metric == "last_number" and not few_shot and number_in(target) is None:
+        raise RowFault(location, f"{shown(target)} has no number, which last_number compares")
+    return Example(index, prompt, system, target)
 
-        Args:
-            row: the fields.
-            index: the row's index in its data.
-            few_shot: whether it is a solved example before the prompts.
 
-        Raises:
-            RowFault: a template cannot be rendered, or its result makes no sense.
-        """
-        prompt = _made(self._prompt.render, row, ("prompt",))
-        system = _made(self._system.render, row, ("system",))
-        if not prompt.strip() and self.spec.type != "perplexity":
-            raise RowFault(("prompt",), "is empty")
-        if isinstance(self.spec, ChoiceSpec):
-            choices = self._choices_of(row)
-            answer = _answer(_made(self._answer.value, row, ("answer",)), choices)
-            return Example(index, prompt, system, choices[answer], choices, answer)
-        template: Template = self._target
-        location: Location = ("target",)
-        if few_shot and self._shot_target is not None:
-            template, location = self._shot_target, ("few_shot", "target")
-        target = _made(template.render, row, location)
-        if not target.strip():
-            raise RowFault(location, "is empty")
-        if self.spec.metric == "last_number" and not few_shot and number_in(target) is None:
-            raise RowFault(location, f"{shown(target)} has no number, which last_number compares")
-        return Example(index, prompt, system, target)
-
-    def _choices_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        where = ("choices",)
-        if isinstance(self._choices, list):
-            values = [_made(choice.render, row, (*where, i)) for i, choice in enumerate(self._choices)]
-        else:
-            values = _made(self._choices.value, row, where)
-        if not isinstance(values, list):
-            raise RowFault(where, f"expected a list, found {shown(values)}; for JSON text, add | fromjson")
-        if len(values) < 2 or not all(isinstance(value, str | int | float) for value in values):
-            raise RowFault(where, f"expected two or more texts, found {shown(values)}")
-        stripped = [str(value).strip() for value in values]
-        for i, text in enumerate(stripped):
-            if not text:
-                raise RowFault(where, f"choice {i} is empty")
-            if (first := stripped.index(text)) < i:
-                raise RowFault(where, f"choices {first} and {i} are both {shown(text)}; change or remove one")
-        return tuple(map(str, values))
+def _choices(spec: ChoiceSpec, row: Mapping[str, Any]) -> tuple[str, ...]:
+    where = ("choices",)
+    if isinstance(spec.choices, list):
+        values = [_made(choice.render, row, (*where, i)) for i, choice in enumerate(spec.choices)]
+    else:
+        values = _made(spec.choices.value, row, where)
+    if not isinstance(values, list):
+        raise RowFault(where, f"expected a list, found {shown(values)}; for JSON text, add | fromjson")
+    if len(values) < 2 or not all(isinstance(value, str | int | float) for value in values):
+        raise RowFault(where, f"expected two or more texts, found {shown(values)}")
+    stripped = [str(value).strip() for value in values]
+    for i, text in enumerate(stripped):
+        if not text:
+            raise RowFault(where, f"choice {i} is empty")
+        if (first := stripped.index(text)) < i:
+            raise RowFault(where, f"choices {first} and {i} are both {shown(text)}; change or remove one")
+    return tuple(map(str, values))
 
 
 def _answer(value: Any, choices: Sequence[str]) -> int:

@@ -30,15 +30,7 @@ from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import TaskError
 from evomerge.tasks.data import SUFFIXES, is_hub_id, is_local
-from evomerge.tasks.templates import Template, TemplateError
-
-
-def _template(text: str) -> str:
-    try:
-        Template(text)
-    except TemplateError as fault:
-        raise ValueError(str(fault)) from None
-    return text
+from evomerge.tasks.templates import Template
 
 
 def _pattern(text: str) -> str:
@@ -58,6 +50,12 @@ def _rows(rows: tuple[int, int]) -> tuple[int, int]:
     return rows
 
 
+def _filled(text: Any) -> Any:
+    if text == "":
+        raise ValueError("is empty; write a template, such as {{ question }}")
+    return text
+
+
 def _column(text: Any) -> Any:
     """Returns the template for a column, if `text` has no template in it."""
     return f"{{{{ row[{text!r}] }}}}" if isinstance(text, str) and "{" not in text else text
@@ -65,8 +63,7 @@ def _column(text: Any) -> Any:
 
 Index = Annotated[StrictInt, Field(ge=0)]
 Rows = Annotated[tuple[Index, Index], AfterValidator(_rows)]
-TemplateText = Annotated[str, AfterValidator(_template)]
-FilledTemplate = Annotated[str, Field(min_length=1), AfterValidator(_template)]
+FilledTemplate = Annotated[Template, BeforeValidator(_filled)]
 
 
 class DataSpec(Strict):
@@ -126,7 +123,7 @@ class FewShotSpec(SplitSpec):
     """Solved examples before each prompt."""
 
     separator: str = "\n\n"
-    target: TemplateText | None = None
+    target: Template | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> FewShotSpec:
@@ -147,7 +144,7 @@ class TaskSpec(Strict):
     type: str
     name: Annotated[str, Field(pattern=r"^\w[\w. -]{0,99}$")] | None = None
     data: DataSpec | None = None
-    system: TemplateText | None = None
+    system: Template | None = None
     chat: StrictBool = False
     few_shot: FewShotSpec | None = None
     splits: Splits
@@ -176,18 +173,18 @@ class ChoiceSpec(TaskSpec):
 
     prompt: FilledTemplate
     choices: Annotated[
-        Annotated[list[TemplateText], Field(min_length=2), Tag("several")] | Annotated[TemplateText, Tag("one")],
+        Annotated[list[Template], Field(min_length=2), Tag("several")] | Annotated[Template, Tag("one")],
         Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
         BeforeValidator(_column),
     ]
-    answer: Annotated[TemplateText, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+    answer: Annotated[Template, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
     metric: Literal["accuracy", "accuracy_norm"] = "accuracy"
 
 
 class PerplexitySpec(TaskSpec):
     """The model reads: how likely it finds the target given the prompt."""
 
-    prompt: TemplateText = ""
+    prompt: Template | None = None
     target: FilledTemplate
     metric: Literal["nll_per_token", "bits_per_byte"] = "nll_per_token"
 

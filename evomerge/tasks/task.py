@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,7 +14,7 @@ from evomerge import document, metrics
 from evomerge.document import Location, Source
 from evomerge.errors import EvaluationError, TaskError
 from evomerge.tasks import data as data_files
-from evomerge.tasks.examples import Example, Renderer, RowFault
+from evomerge.tasks.examples import Example, RowFault, make_example
 from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, RegexSpec, SplitSpec, read_spec
 
 TaskType = Literal["generate", "multiple_choice", "perplexity"]
@@ -180,10 +179,6 @@ class Task:
         settings = [_RULES, self.type, self.metric, self.pattern, self.chat, self.max_new_tokens, list(self.stop)]
         return _hash([settings, [item.key for item in self.items(split)]])
 
-    @cached_property
-    def _renderer(self) -> Renderer:
-        return Renderer(self._spec)
-
     def _data(self, location: Location) -> DataSpec:
         spec = self._parts[location].data or self._spec.data
         assert spec is not None  # not input: read_spec refuses a part without data
@@ -215,7 +210,7 @@ class Task:
         faults: dict[tuple[Location, str], list[int]] = {}
         for index in data_files.shuffled(len(rows), self._spec.shuffle)[start:end]:
             try:
-                examples.append(self._renderer.example(rows[index], index, few_shot=location == _FEW_SHOT))
+                examples.append(make_example(self._spec, rows[index], index, few_shot=location == _FEW_SHOT))
             except RowFault as fault:
                 # A wrong template fails on every row with the same message: it is reported once, with a count.
                 faults.setdefault((fault.location, fault.message), []).append(index)

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, cast
 
+from pydantic_core import core_schema
+
 from evomerge.tasks import template_worker
 
 
@@ -42,6 +44,11 @@ class Template:
         """
         self.text = text
         _WORKER.ask(text, "text", None)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> core_schema.CoreSchema:
+        """Returns the schema of a key that is read as text and becomes a template."""
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
 
     def render(self, row: Mapping[str, Any]) -> str:
         """Returns the text that the template makes of a row.
