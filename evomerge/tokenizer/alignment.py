@@ -153,9 +153,7 @@ def aligned(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str, Check
     except CheckpointError as fault:
         location = ("tokenizer_source",) if recipe.tokenizer_source is not None else ("tokenizer", "source")
         raise RecipeError([recipe.fault(location, line) for line in str(fault).splitlines()]) from None
-    rows, faults = rows_of(recipe, section, output, tokenizers)
-    if faults:
-        raise RecipeError(faults)
+    rows = rows_of(recipe, section, output, tokenizers)
     return {model: _Aligned(model, opened, tokenizers, output, rows) for model in opened}
 
 

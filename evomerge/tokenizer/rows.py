@@ -37,8 +37,8 @@ def rows_of(
     section: TokenizerSection,
     output: ModelTokenizer,
     tokenizers: Mapping[str, ModelTokenizer],
-) -> tuple[Rows, list[str]]:
-    """Returns where every row comes from, and a line for each token whose source cannot give it.
+) -> Rows:
+    """Returns where every row comes from.
 
     A token that a model lacks takes, unless the recipe names a source: the base's row, if the base has the token; else
     the mean of the rows of all models that have it; else zeros.
@@ -48,6 +48,9 @@ def rows_of(
         section: its settings of the vocabulary.
         output: the output's tokenizer.
         tokenizers: each merged model's.
+
+    Raises:
+        RecipeError: with a line for each token whose source does not have it.
     """
     faults: list[str] = []
     others: dict[int, tuple[Row, ...]] = {}
@@ -70,8 +73,10 @@ def rows_of(
                 faults.append(recipe.fault(("tokenizer", "tokens", token, "source"), str(fault)))
         else:
             others[number] = tuple(row for row in having if row[0] == recipe.base_model) or tuple(having)
+    if faults:
+        raise RecipeError(faults)
     filling = np.setdiff1d(np.arange(count), np.fromiter(output.vocabulary.values(), dtype=np.int64))
-    return Rows(count, own, others, filling), faults
+    return Rows(count, own, others, filling)
 
 
 def _sourced(entry: TokenEntry, token: str, tokenizers: Mapping[str, ModelTokenizer]) -> tuple[Row, ...]:
