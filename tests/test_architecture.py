@@ -351,18 +351,6 @@ def test_transformers_takes_the_config_of_a_stack(tmp_path: Path) -> None:
     assert (loaded.num_hidden_layers, loaded.layer_types) == (2, [kinds[5], kinds[0]])
 
 
-@pytest.mark.parametrize("layers", [[0, 3], [-1]])
-def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
-    config = {"num_hidden_layers": 3}
-    with pytest.raises(ArchitectureError, match="the model has 3 layers; use indices from 0 to 2"):
-        config_of_stack(config, [(config, layer) for layer in layers])
-
-
-def test_a_model_without_layers_has_no_stack() -> None:
-    with pytest.raises(ArchitectureError, match="the model has 0 layers"):
-        config_of_stack({}, [])
-
-
 # Differences
 
 

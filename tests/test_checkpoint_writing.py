@@ -263,34 +263,6 @@ def test_a_missing_tensor_is_refused(writer: CheckpointWriter, tmp_path: Path) -
     assert (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("../evil", "plain file name"),
-        ("a/b", "plain file name"),
-        ("/etc/x", "plain file name"),
-        ("a\\b", "plain file name"),
-        ("additional_chat_templates/../../x", "plain file name"),
-        ("..", "plain file name"),
-        ("", "plain file name"),
-        ("config.json", "written by the writer itself"),
-        ("Model.Safetensors", "written by the writer itself"),
-    ],
-)
-def test_texts_stay_in_the_folder(writer: CheckpointWriter, name: str, words: str) -> None:
-    writer.write("t0", torch.zeros(2))
-    writer.write("t1", torch.zeros(3))
-    with pytest.raises(CheckpointError, match=words):
-        writer.commit(config={}, texts={name: "x"})
-
-
-def test_a_config_that_is_no_json_is_refused(writer: CheckpointWriter) -> None:
-    writer.write("t0", torch.zeros(2))
-    writer.write("t1", torch.zeros(3))
-    with pytest.raises(CheckpointError, match="config is not JSON"):
-        writer.commit(config={"dtype": torch.float32})
-
-
 def test_texts_win_over_files_and_templates_keep_their_folder(tmp_path: Path) -> None:
     templates = tmp_path / "in" / "additional_chat_templates"
     templates.mkdir(parents=True)
@@ -301,33 +273,6 @@ def test_texts_win_over_files_and_templates_keep_their_folder(tmp_path: Path) ->
         writer.commit(config={}, files=files, texts={"tokenizer.json": "new"})
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "new"
     assert (tmp_path / "out" / "additional_chat_templates" / "tool.jinja").read_text() == "tool"
-
-
-@pytest.mark.parametrize(
-    ("layout", "options", "words"),
-    [
-        ([*infos(1), *infos(1)], {}, "layout has t0 twice"),
-        ([TensorInfo("__metadata__", torch.float32, ())], {}, "__metadata__"),
-        (infos(1, dtype=torch.complex128), {}, "cannot store torch.complex128"),
-        (infos(1), {"shard_bytes": 0}, "shard_bytes is 0"),
-        (infos(10**15), {}, r"too full: 4,000,000,000,000,\d+ bytes needed, [\d,]+ free"),
-    ],
-)
-def test_a_wrong_plan_is_refused(tmp_path: Path, layout: list[TensorInfo], options: dict[str, Any], words: str) -> None:
-    with pytest.raises(CheckpointError, match=words):
-        CheckpointWriter(tmp_path / "out", layout, **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_writing_outside_the_block_is_refused(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path / "out", infos(1))
-    with pytest.raises(CheckpointError, match="inside its `with` block"):
-        writer.write("t0", torch.zeros(1))
-    with writer:
-        writer.write("t0", torch.zeros(1))
-        writer.commit(config={})
-    with pytest.raises(CheckpointError, match="used only once"):
-        writer.__enter__()
 
 
 # The target
@@ -651,8 +596,6 @@ def test_a_disk_that_fills_up_while_writing(small_disk: Path, tmp_path: Path, mo
             writer.write("t1", torch.zeros(100_000))
             with pytest.raises(CheckpointError, match="disk is too full"):
                 writer.commit(config={}, files=[big])
-    with pytest.raises(CheckpointError, match="abandoned"):
-        writer.write("t1", torch.zeros(100_000))
     assert {path.name for path in small_disk.iterdir()} <= {"other"}
 
 

@@ -170,11 +170,8 @@ def _expected(key: str, value: Any, *, inner: bool, kind: Any) -> str:
         from transformers import CONFIG_MAPPING
         from transformers.activations import ACT2FN
 
-        return (
-            "an activation function of transformers, such as silu"
-            if kind in CONFIG_MAPPING and value not in ACT2FN
-            else ""
-        )
+        known = kind not in CONFIG_MAPPING or value in ACT2FN
+        return "" if known else "an activation function of transformers, such as silu"
     return "a number" if _NUMBER.fullmatch(key) or (inner and not _TEXT.fullmatch(key)) else ""
 
 

@@ -82,21 +82,15 @@ def config_of_stack(config: Mapping[str, Any], origins: Sequence[tuple[Mapping[s
 
     Args:
         config: the config of the model that gives all but the layers; it is not changed.
-        origins: for each layer of the stack the config of the model that it comes from, and its index there.
+        origins: for each layer of the stack the config of the model that it comes from, and its index there,
+            which is less than that config's depth.
 
     Raises:
-        ArchitectureError: a model has no such layer, or no config can say what kinds of layers these are.
+        ArchitectureError: no config can say what kinds of layers these are.
     """
     depth = depth_of(config)
     complete = {id(one): _complete(one) for one, _ in origins}
     layers = [_Layer(complete[id(one)], depth_of(one), index) for one, index in origins]
-    wrong = [layer for layer in layers if not 0 <= layer.index < layer.depth]
-    if wrong or not depth:
-        most = wrong[0].depth if wrong else depth
-        raise ArchitectureError(
-            f"layers {[layer.index for layer in wrong or layers]} asked for, but the model has {most} layers; "
-            f"use indices from 0 to {most - 1}"
-        )
     result = copy.deepcopy(dict(config))
     *outer, text = parts_of(result)
     own = _complete(config)

@@ -63,15 +63,14 @@ class CheckpointWriter:
 
         Args:
             folder: the target; missing parents are created.
-            layout: every tensor that will be written, in the order in which they should lie.
+            layout: every tensor that will be written, in the order in which they should lie, names unique.
             shard_bytes: the most bytes of tensors in a file; a larger tensor has one of its own.
             overwrite: replace an existing folder, at the rename, if a checkpoint is all that it holds.
             needed: files and folders that the target must not be or contain; the current and the home folder are
                 always among them.
 
         Raises:
-            CheckpointError: the target is not empty, or not one to overwrite; the layout has a name twice or a
-                dtype that safetensors lacks; or the disk has too little room.
+            CheckpointError: the target is not empty, or not one to overwrite; or the disk has too little room.
         """
         self._target = Target(folder, overwrite=overwrite, needed=needed)
         self.folder = self._target.folder
@@ -79,7 +78,6 @@ class CheckpointWriter:
         self._shard_of = {name: shard for shard in self._shards for name in shard.tensors}
         self._left = {info.name: info.numel for info in layout if info.numel}
         self._files: dict[str, FileIO] = {}
-        self._state = "new"
         self._lock = threading.Lock()
         with self._errors():
             self._target.check()
@@ -93,8 +91,6 @@ class CheckpointWriter:
         Raises:
             CheckpointError: another process is writing this folder, or the disk refuses.
         """
-        if self._state != "new":
-            raise CheckpointError(f"{self.folder}: a writer can be used only once; make another")
         try:
             with self._errors():
                 self._target.begin()
@@ -105,13 +101,10 @@ class CheckpointWriter:
         except BaseException:
             self.__exit__()
             raise
-        self._state = "open"
         return self
 
     def __exit__(self, *_: object) -> None:
         """Removes what was written, unless it was committed."""
-        if self._state != "committed":
-            self._state = "abandoned"
         while self._files:
             with suppress(OSError):
                 self._files.popitem()[1].close()
@@ -141,7 +134,6 @@ class CheckpointWriter:
             )
         data = bytes_of(values.detach().cpu().resolve_conj().resolve_neg().contiguous())
         with self._lock:
-            self._check_open()
             left = self._left.get(name, 0) - values.numel()
             if left < 0:
                 raise CheckpointError(f"{self.folder}: {name} is written twice; write each tensor once")
@@ -164,23 +156,17 @@ class CheckpointWriter:
             texts: further files by name; they win over `files` of the same name.
 
         Raises:
-            CheckpointError: a tensor of the layout was not written, a file's name is not plain or taken by
-                the checkpoint itself, `config` is not JSON, or the disk is full.
+            CheckpointError: a tensor of the layout was not written, or the disk is full.
         """
-        self._check_open()
         missing = sorted(name for name, count in self._left.items() if count)
         if missing:
             raise CheckpointError(
                 f"{self.folder}: {len(missing)} tensors of the layout were not written, e.g. {', '.join(missing[:3])}"
             )
-        try:
-            own = {CONFIG: json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"}
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.folder}: the config is not JSON: {error}") from error
+        own = {CONFIG: json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"}
         if len(self._shards) != 1:
             own[INDEX] = self._index()
         copies = {_target_name(path): path for path in files}
-        self._check_names([*copies, *texts])
         with self._errors():
             for name in copies.keys() - texts.keys():
                 (self._target.new / name).parent.mkdir(exist_ok=True)
@@ -192,25 +178,6 @@ class CheckpointWriter:
             for file in self._files.values():
                 os.fsync(file.fileno())
             self._target.finish()
-        self._state = "committed"
-
-    def _check_open(self) -> None:
-        """Writing is possible between entering the context and `commit`."""
-        if self._state != "open":
-            raise CheckpointError(
-                f"{self.folder}: the writer is {self._state}; write and commit inside its `with` block"
-            )
-
-    def _check_names(self, names: Iterable[str]) -> None:
-        """Small files must stay in the folder and not replace what the writer itself makes."""
-        taken = {CONFIG.lower(), INDEX.lower(), *(shard.name.lower() for shard in self._shards)}
-        for name in names:
-            plain = name.removeprefix(f"{TEMPLATES}/")
-            if not plain or plain in (".", "..") or any(sign in plain for sign in "/\\:\0"):
-                raise CheckpointError(f"{self.folder}: {name!r}: expected a plain file name")
-            # Some file systems ignore case.
-            if name.lower() in taken:
-                raise CheckpointError(f"{self.folder}: {name} is written by the writer itself; leave it out")
 
     def _index(self) -> str:
         """The text of model.safetensors.index.json."""
@@ -242,13 +209,7 @@ def _plan(layout: Sequence[TensorInfo], shard_bytes: int) -> tuple[_Shard, ...]:
     """The shards, filled in the layout's order, named as transformers names them."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    if shard_bytes < 1:
-        raise CheckpointError(f"shard_bytes is {shard_bytes}; expected 1 or more")
-    infos: dict[str, Any] = {}
-    for info in layout:
-        if info.name in infos:
-            raise CheckpointError(f"the layout has {info.name} twice; name each tensor once")
-        infos[info.name] = info
+    infos: dict[str, Any] = {info.name: info for info in layout}
     split = split_state_dict_into_shards_factory(
         infos,
         get_storage_size=lambda info: info.nbytes,
