@@ -1,4 +1,4 @@
-"""What makes a search the same when it goes on: identity, environment, and what changed in them."""
+"""What must not change when a search is resumed, what may, and how changes are reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MISSING = object()
 
 
 def identity(spec: SearchSpec, kept: MutableMapping[str, str]) -> dict[str, Any]:
-    """Returns what must not change while a search goes on, as JSON holds it; the number of evaluations may grow.
+    """Returns what must not change when a search is resumed, as JSON data; the number of evaluations may grow.
 
     Args:
         spec: the search.

@@ -96,7 +96,7 @@ class Study:
         spec: what is searched.
         folder: the run's folder.
         device: see `empty_model`.
-        observer: told of everything that happens.
+        observer: is notified of everything that happens.
         storage: the URL of the database for the record, see `Record`.
 
     Raises:
@@ -134,14 +134,14 @@ class Study:
         """Refuses a folder that holds another search; puts a new search on record."""
         recorded = self.record.attribute("identity")
         if recorded is not None and not self.record.scored:
-            # It failed before it had scored anything: whatever has been mended since, nothing is mixed.
+            # It failed before it had scored anything: nothing can be mixed, however it was repaired.
             self.record.clear()
             recorded = None
         device = compute_device(self._device)
         began = self.record.attribute("environment")
         wanted = self.spec.compute_dtype
         if wanted == "auto" and began:
-            # As it began, whatever a measurement would say now.
+            # As the search began, even if a measurement would choose differently now.
             wanted = str(began["computes in"]).removeprefix("torch.")
         self._dtype = compute_dtype(self.spec.first.layout, device, wanted)
         kept = self.record.attribute("digests") or {}
@@ -168,8 +168,8 @@ class Study:
         if not self._noted:
             self._noted = True
             self.observer.note(
-                "goes on in another environment than it began in; what is on record stands, and scores may differ in"
-                " their last digits"
+                "resuming in a different environment: recorded scores are kept, and new ones may differ in their last"
+                " digits"
             )
 
     @property
@@ -357,7 +357,7 @@ class Study:
         except Exception as fault:
             raise StudyError(
                 f"{error}\n{what}, which was scored before, now fails too ({fault}); all evaluations before this one"
-                " are safe: mend the cause, and run the same command again to resume"
+                " are safe: fix the cause, then run the same command again to resume"
             ) from None
 
     def _mark_time(self) -> float:

@@ -91,7 +91,7 @@ def test_a_search_goes_on_where_other_hardware_asks_for_other_last_bits(optimize
     watcher = Watcher()
     search(recipe, tmp_path / "run", watcher, evaluations=15)
     assert [trial.number for trial in watcher.fresh] == [14, 15]
-    assert len([note for note in watcher.notes if "another environment" in note]) == 1
+    assert len([note for note in watcher.notes if "resuming in a different environment" in note]) == 1
     with Record(tmp_path / "run") as record:
         assert [trial.proposal.genome for trial in record.trials[1:14]] == list(nudged.values())
     # The record is now mixed: going on again replays it in the same way.
