@@ -164,7 +164,7 @@ def test_faults_are_told_in_plain_lines_with_status_1(found, tmp_path: Path):
         assert f'{bad}:7: models[1].parameters.wieght: task_arithmetic has no parameter "wieght"' in done.stderr
         assert "Traceback" not in done.stderr
     done = evomerge("apply", folder / "recipe.yaml", tmp_path / "out")
-    assert "a hole is left to search" in done.stderr
+    assert "the recipe has a hole" in done.stderr
     assert not (tmp_path / "out").exists()
     done = evomerge("eval", tmp_path / "nowhere", folder / "tasks" / "likely.yaml")
     assert done.returncode == 1

@@ -14,12 +14,12 @@ from evomerge.kernels.native import compiler
 from evomerge.kernels.trace import Element, Kernel, total, trace
 
 BLOCK = 32_000
-"""Elements that are summed or ranked together: under the 32,768 from which torch shares work out among threads, so that
-a sum has the same bits however many there are."""
+"""Elements that are summed or ranked together: under the 32,768 from which torch splits work among threads, so that a
+sum has the same bits with any number of threads."""
 
 PIECE = 8 * BLOCK
 """Elements of a piece, the unit in which tensors are read, noise is drawn and results are written: a few float32
-temporaries of it fit in the caches, and it is worth sharing out among threads."""
+temporaries of it fit in the caches, and it is large enough to be worth a thread's while."""
 
 
 @dataclass(frozen=True)

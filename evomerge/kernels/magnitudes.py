@@ -1,9 +1,9 @@
-"""`Magnitudes`: the order of a tensor's magnitudes, which names the threshold of any density without sorting them all.
+"""`Magnitudes`: the order of a tensor's magnitudes, which gives the threshold of any density without a full sort.
 
 The bits of a float32 magnitude, read as an integer, have the order of the magnitudes. A sample brackets the k-th
 largest, and one pass counts what lies above the bracket and sorts what lies in it. The task vector of a fine-tune
 stored in bfloat16 has few distinct magnitudes; a search lists them with their counts in each block, and a threshold
-then needs a look at one block only.
+then needs one block only.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 from evomerge.kernels.fused import BLOCK, PIECE, pieces
 from evomerge.kernels.loops import Spans
 
-# A sample has so many runs of neighbours, about as many from each part of the tensor, and more where they would be
-# further apart than that: the more there are, the fewer elements are held. Of held tensors the runs are shorter.
+# A sample has so many runs of neighbours, evenly spread, and more where they would be further apart than
+# _MOST_BETWEEN: the more there are, the fewer elements the bracket holds. In held tensors the runs are shorter.
 _RUNS = 512
 _RUN = 64
 _MOST_BETWEEN = 1 << 16
 _HELD_RUN = 16
-# A tensor of few elements is looked at without.
+# A tensor with fewer elements is searched without a sample.
 _WORTH_SAMPLING = 1 << 16
 # The most elements that are held where thresholds are asked for once.
 _HELD = 1 << 22
@@ -58,7 +58,7 @@ class Magnitudes:
     """The order of the magnitudes of a float32 tensor, read block by block.
 
     Args:
-        read: gives the magnitudes of the elements from a first up to a last one, flat, float32.
+        read: (first element, element past the last) to the magnitudes of these elements, flat, float32.
         numel: how many there are; at least one.
         kept: whether many thresholds will be asked for, so that listing distinct magnitudes pays.
     """
@@ -66,10 +66,10 @@ class Magnitudes:
     def __init__(self, read: Callable[[int, int], Tensor], numel: int, *, kept: bool = False) -> None:
         self._read = read
         self._numel = numel
-        # Where magnitudes are listed, the fewer are looked at together, the less is looked at for a threshold.
+        # Where magnitudes are listed, a threshold needs one block: a small one.
         self._block = BLOCK
         self._held: Bits | None = None
-        # A candidate asks for two at most; what the next one asks again is known.
+        # A candidate asks for two at most, and the next often for the same.
         self._recent = lru_cache(maxsize=2)(self._find)
         listed = _Listed.of(self._blocks()) if kept else None
         if listed is None:
@@ -166,7 +166,7 @@ class _Listed:
 
 
 class _Sampled:
-    """A sample of the magnitudes, which brackets the one that is asked for: one pass then finds it among a few."""
+    """A sample of the magnitudes, which brackets the k-th largest: one pass then finds it among a few."""
 
     def __init__(self, sample: Bits, blocks: Callable[[], Iterator[Bits]], numel: int) -> None:
         self._sample = np.sort(sample)

@@ -1,7 +1,6 @@
-"""C source, compiled when it is first needed, kept on disk, and called without Python's lock.
+"""C source, compiled when it is first needed, cached on disk, and called without Python's lock.
 
-A compiler is wanted and not needed: whoever asks for a library goes on without one where none can be had, slower and
-with the same bits.
+A compiler is optional: without one, merging is slower and gives the same bits.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-# Arithmetic as written: no multiplication is contracted with an addition, and what it says of NaN and of signed zeros
-# holds. That no trap or errno is looked at lets loops be done many elements at a time.
+# Arithmetic as written: no multiplication is contracted with an addition, and NaN and signed zeros keep their meaning.
+# Ignoring traps and errno lets loops process many elements at a time.
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _PROCESSORS = {
     "AVX2": ("-mavx2", "-mf16c"),
     "AVX512": ("-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
 }
-# Longer than any loop takes to compile; a compiler that hangs must not hold a search up.
+# Longer than any loop takes to compile; a search must not wait for a compiler that hangs.
 _TIMEOUT = 120
 
 _lock = threading.Lock()
@@ -42,7 +41,7 @@ def compiler() -> str | None:
     """Returns the C compiler's command; None where there is none. It is looked for once.
 
     It is ``EVOMERGE_CC``, else ``CC``, else the first of cc, gcc and clang that is installed; an empty ``EVOMERGE_CC``
-    means to do without.
+    means none.
     """
     named = os.environ.get("EVOMERGE_CC", os.environ.get("CC") or None)
     if named is None:
@@ -52,7 +51,7 @@ def compiler() -> str | None:
 
 
 def library(source: str) -> ctypes.CDLL | None:
-    """Returns what C source compiles to; None where there is no compiler, or it fails, of which it warns.
+    """Returns the library that C source compiles to; None without a compiler, or with a warning where it fails.
 
     Libraries are kept in the user's cache folder (``XDG_CACHE_HOME``, by default ``~/.cache``), under ``evomerge``.
 
@@ -72,7 +71,7 @@ def library(source: str) -> ctypes.CDLL | None:
                 said = getattr(fault, "stderr", None) or str(fault)
                 warnings.warn(
                     f"{command}: cannot compile C, so merging is several times slower: {said.strip()[:300]}; name a "
-                    "compiler as EVOMERGE_CC, or set it to nothing to do without",
+                    "working compiler in EVOMERGE_CC, or set it to nothing to use none",
                     stacklevel=2,
                 )
         return _libraries.get(key)
@@ -88,7 +87,7 @@ def _loaded(command: str, source: str) -> ctypes.CDLL:
         try:
             return ctypes.CDLL(str(folder / name))
         except OSError:
-            pass  # of another system, or cut off: it is made again
+            pass  # From another system, or truncated: it is compiled again.
     with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as made_in:
         made = Path(made_in) / name
         subprocess.run(
@@ -100,7 +99,7 @@ def _loaded(command: str, source: str) -> ctypes.CDLL:
             timeout=_TIMEOUT,
         )
         if folder is not None:
-            # In one step: processes that compile the same at the same time do not see each other's halves.
+            # In one step: processes that compile the same source at the same time do not see unfinished files.
             made = made.replace(folder / name)
         return ctypes.CDLL(str(made))
 
@@ -112,6 +111,6 @@ def _cache() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # The second where there is no home.
         return None
-    # What lies there is run: it must be nobody else's to write.
+    # Its files are run as code: nobody else may be able to write them.
     owned = folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022
     return folder if owned and os.access(folder, os.W_OK) else None

@@ -22,9 +22,9 @@ on, neither one nor the difference of two is so small that a processor may take 
 def noise_piece(seed: int, model: int, name: str, piece: int, count: int) -> NDArray[np.int16]:
     """Returns independent whole numbers, uniform from `FIRST` to `FIRST` + `LEVELS` - 1.
 
-    They are drawn on the CPU whatever the device, so that a candidate scored on a GPU is the one written
-    on a machine without one; and by a generator of their own for each piece, so that neither the order in which
-    tensors are visited nor anything else that draws numbers changes them.
+    They are always drawn on the CPU, so that a candidate scored on a GPU is the one written on a machine without one;
+    and each piece has its own generator, so that neither the order in which tensors are visited nor other draws change
+    them.
 
     Args:
         seed: the recipe's seed; any integer.

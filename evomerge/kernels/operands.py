@@ -1,8 +1,8 @@
 """`Operands`: one tensor of every model that is merged, read piece by piece, and what is measured of it.
 
 A merge runs over pieces, so that memory is bounded by a few of them and never by a tensor. What depends on the tensors
-alone, and not on the candidate's numbers, is measured once for each `Operands`; a search keeps them, an `apply` lets go
-of them tensor by tensor.
+alone, and not on the candidate's numbers, is measured once for each `Operands`; a search keeps them, an `apply` frees
+them tensor by tensor.
 
 Every number that is measured is a sum over blocks of one size in one order, taken in float64: its bits do not depend
 on the number of threads.
@@ -34,8 +34,7 @@ class Operands:
         tensors: one for each model, the base not among them.
         base: the base's; None where the method takes none.
         name: the name of the tensor that is built; the random methods draw by it.
-        kept: whether other merges of the same tensors follow, so that what is measured should be made quick to
-            ask for again.
+        kept: whether other merges of the same tensors follow, so that measurements are worth preparing for reuse.
     """
 
     def __init__(
@@ -64,20 +63,20 @@ class Operands:
 
     @property
     def device(self) -> torch.device:
-        """Where they are merged."""
+        """The device on which they are merged."""
         return self.tensors[0].device
 
     def once(self, key: Hashable, measure: Callable[[], T]) -> T:
-        """Returns what `measure` returned the first time that it was asked for under `key`.
+        """Returns the result of the first call of `measure` for `key`.
 
-        For whatever depends on the tensors alone; not for what depends on a candidate's numbers.
+        Only for what depends on the tensors alone, not on a candidate's numbers.
         """
         if key not in self._known:
             self._known[key] = measure()
         return self._known[key]  # type: ignore[return-value]
 
     def delta(self, model: int, start: int, stop: int) -> Tensor:
-        """Returns elements of the task vector of model `model`, X_i - B, flat, float32, free to be changed.
+        """Returns elements of the task vector of model `model`, X_i - B, flat, float32; it may be changed.
 
         Without a base, a copy of X_i.
         """

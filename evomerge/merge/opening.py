@@ -1,4 +1,4 @@
-"""Opening the models that a recipe names: the one place where search, check, apply and eval get them from."""
+"""Opening the models that a recipe names, for search, check, apply and eval alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_recipe(recipe: Recipe | Path) -> Plan:
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, Path) else recipe
     faults = [
-        recipe.fault(location, "a hole is left to search; run evomerge search, and apply its best.yaml")
+        recipe.fault(location, "the recipe has a hole; run evomerge search, and apply its best.yaml")
         for location in recipe.holes()
     ]
     checkpoints: dict[str, Checkpoint] = {}
@@ -48,9 +48,9 @@ def open_recipe(recipe: Recipe | Path) -> Plan:
 def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     """Returns every model that the recipe names, opened, by its name there; no weights are loaded.
 
-    They are opened once and serve every candidate of a search. Each has a head of its own where one of them has.
-    Where the recipe says which vocabulary the result has, each is seen with that one. Where it merges a component, each
-    is seen through it, and what the larger model has besides is one more.
+    They are opened once for all candidates of a search. Each has a head of its own where one of them has. Where the
+    recipe names the result's vocabulary, each is seen with that vocabulary. Where it merges a component, only that
+    component of each is seen, and what else the larger model has is one more checkpoint.
 
     Raises:
         RecipeError: with a line for every model that cannot be opened, or whose config.json has a wrong value.
@@ -72,8 +72,8 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
         headed = with_own_heads(opened)
         return aligned(recipe, headed) if recipe.vocabulary() is not None else headed
     if recipe.vocabulary() is not None:
-        message = "a component keeps the vocabulary of the larger model; take the tokenizer out of the recipe"
-        place = "tokenizer" if recipe.tokenizer_source is None else "tokenizer_source"
-        raise RecipeError([recipe.fault((place,), message)])
+        message = "a component keeps the vocabulary of the larger model; remove the tokenizer from the recipe"
+        key = "tokenizer" if recipe.tokenizer_source is None else "tokenizer_source"
+        raise RecipeError([recipe.fault((key,), message)])
     parts = language_parts(recipe, opened)
     return parts | with_own_heads({name: parts[name] for name in opened})

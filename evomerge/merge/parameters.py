@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from evomerge.document import Location, suggestion
 from evomerge.methods import KNOWN_PARAMETERS, MergeMethod, Parameter, Parameters
-from evomerge.recipe import Hole, Number, Recipe, Value, is_choice, resolve
+from evomerge.recipe import Hole, Number, Recipe, Value, resolve
 
 Levels = Sequence[Mapping[str, Value]]
 """Parameter sections in the order of precedence: the first that gives a value decides."""
@@ -16,27 +16,26 @@ Levels = Sequence[Mapping[str, Value]]
 def parameter_faults(recipe: Recipe, method: MergeMethod) -> list[str]:
     """Returns a line for every parameter that `method` cannot take; none is read from a model.
 
-    A parameter of another method is let pass, as it is in many published recipes, and so is one that resembles
+    A parameter of another method is accepted, as many published recipes have one, and so is a name that resembles
     none; but not where it is searched.
     """
     declared = {parameter.name: parameter for parameter in method.parameters}
     faults = []
-    for location, section in _sections(recipe):
-        for name, value in section.items():
-            place = (*location, name)
-            if name not in declared:
-                if name not in KNOWN_PARAMETERS and get_close_matches(name, KNOWN_PARAMETERS):
-                    near = suggestion(name, declared)
-                    faults.append(recipe.fault(place, f'{method.name} has no parameter "{name}"{near}'))
-                elif any(isinstance(leaf, Hole) for _, leaf, _ in _leaves(value, place)):
-                    message = f"{method.name} does not use {name}, so there is nothing to search; take it out"
-                    faults.append(recipe.fault(place, message))
-                continue
-            for leaf_place, leaf, in_list in _leaves(value, place):
-                fault = _leaf_fault(leaf, declared[name], in_list)
-                if fault:
-                    faults.append(recipe.fault(leaf_place, fault))
-    return faults
+    for location, leaf in recipe.leaves():
+        end = _name_end(location)
+        if end is None or location[-1] == "filter":
+            continue
+        name = str(location[end - 1])
+        if name in declared:
+            fault = _leaf_fault(leaf, declared[name], in_list=isinstance(location[-1], int))
+            faults += [recipe.fault(location, fault)] if fault else []
+        elif name not in KNOWN_PARAMETERS and get_close_matches(name, KNOWN_PARAMETERS):
+            near = suggestion(name, declared)
+            faults.append(recipe.fault(location[:end], f'{method.name} has no parameter "{name}"{near}'))
+        elif isinstance(leaf, Hole):
+            message = f"{method.name} does not use {name}, so there is nothing to search; remove it"
+            faults.append(recipe.fault(location[:end], message))
+    return list(dict.fromkeys(faults))
 
 
 def resolved(
@@ -88,40 +87,20 @@ def hole_starts(recipe: Recipe, method: MergeMethod, num_models: int) -> dict[Lo
     declared = {parameter.name: parameter for parameter in method.parameters}
     starts = {}
     for location in recipe.holes():
-        names = [part for part in location if isinstance(part, str) and part in declared]
-        start = declared[names[-1]].start if names else None
-        if start is not None:
-            starts[location] = 1 / num_models if start == "share" else start
+        end = _name_end(location)
+        parameter = declared.get(str(location[end - 1])) if end else None
+        if parameter is not None and parameter.start is not None:
+            starts[location] = 1 / num_models if parameter.start == "share" else parameter.start
     return starts
 
 
-def _sections(recipe: Recipe) -> Iterator[tuple[Location, Mapping[str, Value]]]:
-    """Yields every ``parameters`` section with its place."""
-    yield ("parameters",), recipe.parameters
-    for place, module in recipe.modules_by_place().items():
-        yield (*place, "parameters"), module.parameters
-        for i, entry in enumerate(module.models or ()):
-            yield (*place, "models", i, "parameters"), entry.parameters
-        for i, part in enumerate(module.slices or ()):
-            yield (*place, "slices", i, "parameters"), part.parameters
-            for j, source in enumerate(part.sources):
-                yield (*place, "slices", i, "sources", j, "parameters"), source.parameters
+def _name_end(location: Location) -> int | None:
+    """Returns how much of the location of a value leads to its parameter, the name included; None for other values."""
+    first = 2 if location[0] == "modules" else 0  # A module may be called "parameters".
+    return location.index("parameters", first) + 2 if "parameters" in location[first:] else None
 
 
-def _leaves(value: Value, location: Location, in_list: bool = False) -> Iterator[tuple[Location, Number | Hole, bool]]:
-    """Yields every number and hole of a value with its place, and whether it is a point of a gradient."""
-    if is_choice(value):
-        for i, rule in enumerate(value):
-            yield from _leaves(rule.value, (*location, i, "value"))
-    elif isinstance(value, tuple):
-        for i, point in enumerate(value):
-            if isinstance(point, bool | int | float | Hole):
-                yield (*location, i), point, True
-    else:
-        yield location, value, in_list
-
-
-def _leaf_fault(leaf: Number | Hole, parameter: Parameter, in_list: bool) -> str | None:
+def _leaf_fault(leaf: Number | Hole, parameter: Parameter, *, in_list: bool) -> str | None:
     """Returns what is wrong with one number or hole, or None."""
     if in_list and parameter.kind == "int":
         return f"{parameter.name} is {parameter.expected}, which cannot change with depth; give one value"
@@ -131,7 +110,7 @@ def _leaf_fault(leaf: Number | Hole, parameter: Parameter, in_list: bool) -> str
     if parameter.kind != "float":
         return f"{parameter.name} is {parameter.expected}, which cannot be searched; give a value"
     if in_list and leaf.layers is not None:
-        return "layers stands inside a list along the depth already; take the list or layers"
+        return "layers is not allowed inside a list along the depth; use the list or layers"
     if low < parameter.low or high > parameter.high:
         return f"search is [{low:g}, {high:g}], but {parameter.name} is {parameter.expected}; stay inside"
     return None

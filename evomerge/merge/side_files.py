@@ -27,7 +27,7 @@ _SETTINGS = "tokenizer_config.json"
 
 
 def side_files(plan: Plan) -> tuple[list[Path], dict[str, str]]:
-    """Returns what lies beside the weights and the config: files to copy, and further texts by file name.
+    """Returns the files beside the weights and the config: files to copy, and the texts of others by file name.
 
     Args:
         plan: how the model is made.
@@ -37,7 +37,7 @@ def side_files(plan: Plan) -> tuple[list[Path], dict[str, str]]:
     template = chat_template(plan)
     if template is not None:
         texts[_TEMPLATE_FILE] = template
-        # Runtimes that do not know the file look there.
+        # Older runtimes read the template from there.
         if (plan.layout.donor.folder / _SETTINGS).is_file():
             settings = {**read_object(plan.layout.donor.folder / _SETTINGS), "chat_template": template}
             texts[_SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
@@ -63,7 +63,7 @@ def chat_template_faults(recipe: Recipe) -> list[str]:
     if not said or said == "auto" or said in CHAT_TEMPLATES or "{" in said:
         return []
     near = suggestion(said, ["auto", *CHAT_TEMPLATES])
-    return [recipe.fault(("chat_template",), f'"{said}" is no Jinja text, and no template of that name is known{near}')]
+    return [recipe.fault(("chat_template",), f'"{said}" is neither Jinja text nor the name of a known template{near}')]
 
 
 def _template_of(checkpoint: Checkpoint) -> str | None:

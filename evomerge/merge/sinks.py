@@ -20,65 +20,62 @@ from evomerge.merge.weight_store import WeightStore
 T = TypeVar("T")
 
 _MOST_IN_FLIGHT = 4
-"""Tensors that are merged at the same time on the way to a directory: memory is bounded by so many."""
+"""How many tensors are merged at the same time: memory is bounded by so many."""
 
 
-def into_tensors(plan: Plan, places: Mapping[str, Tensor | None], store: WeightStore) -> None:
+def into_tensors(plan: Plan, outputs: Mapping[str, Tensor | None], store: WeightStore) -> None:
     """Writes every tensor of `plan` in place.
 
     Args:
         plan: how the model is made.
-        places: for each of the plan's tensors one of its shape, in the result's dtype or a wider one, which need not
+        outputs: for each of the plan's tensors one of its shape, in the result's dtype or a wider one, which need not
             be contiguous; None where it is not wanted.
         store: where the weights are read.
 
     Raises:
         MergeError: a tensor cannot be merged.
     """
-    jobs = [job for job in plan.layout.jobs if places[job.info.name] is not None]
+    wanted = [(job, output) for job in plan.layout.jobs if (output := outputs[job.info.name]) is not None]
 
-    def begun(job: Job) -> list[Callable[[], None]]:
-        pieces, place = plan.pieces(job, store.operands(job)), places[job.info.name]
-        assert place is not None  # Those are no jobs; this line is for the type checker.
-        if not place.is_contiguous() or place.device.type != store.device.type:
-            return [partial(_fill, pieces, place.detach(), store.device)]
-        flat = place.detach().view(-1)
+    def begin(job: Job, output: Tensor) -> list[Callable[[], None]]:
+        pieces = plan.pieces(job, store.operands(job))
+        if not output.is_contiguous() or output.device.type != store.device.type:
+            return [partial(_fill, pieces, output.detach(), store.device)]
+        flat = output.detach().view(-1)
         return [partial(fill, flat[start:stop]) for start, stop, fill in pieces]
 
-    def done(job: Job) -> None:
-        for step in begun(job):
+    def do(job: Job, output: Tensor) -> None:
+        for step in begin(job, output):
             step()
 
     with torch.no_grad():
-        devices = {store.device.type, *(place.device.type for place in places.values() if place is not None)}
-        if devices != {"cpu"} or compiler() is None:
+        if {store.device.type, *(output.device.type for _, output in wanted)} != {"cpu"} or compiler() is None:
             # Each step is shared out by the device itself, or by torch.
-            for job in jobs:
-                done(job)
-            return
-        if store.tier == "disk":
-            _in_parallel((partial(done, job) for job in jobs), _MOST_IN_FLIGHT)
-            return
-        steps: dict[str, list[Callable[[], None]]] = {}
+            for job, output in wanted:
+                do(job, output)
+        elif store.tier == "disk":
+            _in_parallel((partial(do, *one) for one in wanted), _MOST_IN_FLIGHT)
+        else:
+            steps: dict[str, list[Callable[[], None]]] = {}
 
-        def begin(job: Job) -> None:
-            steps[job.info.name] = begun(job)
+            def prepare(job: Job, output: Tensor) -> None:
+                steps[job.info.name] = begin(job, output)
 
-        _in_parallel((partial(begin, job) for job in jobs if not store.measured(job)), _MOST_IN_FLIGHT)
-        # What is measured is soon begun: all of it first, as that is Python's work, which threads only hold up.
-        for job in jobs:
-            if job.info.name not in steps:
-                begin(job)
-        _in_parallel([step for job in jobs for step in steps[job.info.name]], torch.get_num_threads())
+            _in_parallel((partial(prepare, *one) for one in wanted if not store.measured(one[0])), _MOST_IN_FLIGHT)
+            # What was measured before begins quickly, and in Python, where threads only wait for each other.
+            for job, output in wanted:
+                if job.info.name not in steps:
+                    prepare(job, output)
+            _in_parallel([step for job, _ in wanted for step in steps[job.info.name]], torch.get_num_threads())
 
 
-def _fill(pieces: Iterable[Piece], place: Tensor, device: torch.device) -> None:
-    """Fills a tensor that is not contiguous, or not where it is merged, by way of one that is."""
-    target = torch.empty_like(place, memory_format=torch.contiguous_format, device=device)
+def _fill(pieces: Iterable[Piece], output: Tensor, device: torch.device) -> None:
+    """Fills a tensor that is not contiguous, or not on the device of the merge, by way of one that is."""
+    target = torch.empty_like(output, memory_format=torch.contiguous_format, device=device)
     flat = target.view(-1)
     for start, stop, fill in pieces:
         fill(flat[start:stop])
-    place.copy_(target)
+    output.copy_(target)
 
 
 def into_directory(
@@ -92,21 +89,21 @@ def into_directory(
 ) -> None:
     """Writes the plan's model to `folder`: shards, index, config, tokenizer, generation config, chat template.
 
-    Tensors are streamed to their places piece by piece: memory is bounded by a few pieces of every source (by a few
+    Tensors are streamed to their files piece by piece: memory is bounded by a few pieces of every input (by a few
     tensors with the methods that need a tensor as a whole), and never by the models. The folder
-    appears under its name only when all of it is there.
+    appears under its name only when it is complete.
 
     Args:
         plan: how the model is made.
         folder: the directory to make.
         shard_bytes: the most bytes a shard holds.
         overwrite: whether a folder that holds a model and nothing else is replaced, at the end.
-        needed: what the folder must not be or hold, nor so any of the plan's models, such as the recipe's file.
+        needed: paths, such as the recipe's file, that must not be overwritten; the plan's models never are.
         progress: called with the bytes of each tensor that was written.
 
     Raises:
         MergeError: a tensor cannot be merged.
-        CheckpointError: a source cannot be read, or the folder not be written.
+        CheckpointError: a model cannot be read, or the folder cannot be written.
     """
     store = WeightStore(plan.layout.checkpoints, "disk", torch.device("cpu"), reused=False)
     read = [path for checkpoint in plan.layout.checkpoints.values() for path in checkpoint.paths()]
@@ -128,12 +125,12 @@ def into_directory(
 
 
 def _in_parallel(steps: Iterable[Callable[[], T]], most: int, done: Callable[[T], object] = lambda _: None) -> None:
-    """Does all steps, at most so many and as many as torch has threads at the same time.
+    """Runs all steps, at most `most` at a time, and no more than torch has threads.
 
     A step has one thread: its sums have the same bits on any machine.
 
     Args:
-        steps: what to do; they are gone through before the first is waited for.
+        steps: what to do; all are submitted before the first is waited for.
         most: how many at a time.
         done: called with what each returned, from this thread.
     """

@@ -1,4 +1,4 @@
-"""What a user should know of a result, though nothing is wrong with it."""
+"""What a user should know about a result that is valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evomerge.tokenizer import ModelTokenizer
 
 
 def plan_warnings(plan: Plan) -> list[str]:
-    """Returns sentences for the terminal; none where there is nothing to say.
+    """Returns the warnings about a plan, one sentence or two each.
 
     Args:
         plan: how the model is made.
@@ -22,13 +22,13 @@ def plan_warnings(plan: Plan) -> list[str]:
 
 
 def _no_compiler() -> Iterator[str]:
-    """There is no compiler, and nobody said that there shall be none."""
+    """There is no compiler, and the user has not turned it off."""
     if compiler() is None and os.environ.get("EVOMERGE_CC") != "":
         yield "No C compiler was found, so merging on the CPU is several times slower: install gcc or clang."
 
 
 def _other_vocabularies(plan: Plan) -> Iterator[str]:
-    """Models that are merged number their tokens in different ways, and the recipe says nothing of it."""
+    """Models that are merged number their tokens differently, and the recipe names no vocabulary for the result."""
     if plan.recipe.vocabulary() is not None:
         return
     donor, checkpoints = plan.layout.donor, plan.layout.checkpoints
@@ -41,19 +41,19 @@ def _other_vocabularies(plan: Plan) -> Iterator[str]:
         try:
             known = [ModelTokenizer.read(file.parent, str(file.parent), None).vocabulary for file in files]
         except CheckpointError:
-            continue  # It has none; where one is needed, this is told there.
+            continue  # It has none; where one is needed, that is reported there.
         own, its = ({number: token for token, number in one.items()} for one in known)
         others = [number for number in own if own[number] != its.get(number, own[number])]
         if others:
             first = ", ".join(f"token {number} is {own[number]!r}, not {its[number]!r}" for number in others[:3])
             yield (
-                f"{checkpoints[model].reference} numbers {len(others):,} tokens in another way than {donor.reference}"
+                f"{checkpoints[model].reference} numbers {len(others):,} tokens differently from {donor.reference}"
                 f' ({first}), so that embeddings of different tokens are merged: add "tokenizer_source: base".'
             )
 
 
 def _code_left_out(plan: Plan) -> Iterator[str]:
-    """Code that comes with a checkpoint is neither run nor copied; its config goes on naming it."""
+    """Code that comes with a checkpoint is neither run nor copied; its config still names it."""
     config, donor = plan.layout.config, plan.layout.donor
     named = config.get("auto_map")
     if not isinstance(named, dict) or not named:
@@ -64,10 +64,10 @@ def _code_left_out(plan: Plan) -> Iterator[str]:
     # "org/name--module.Class" is code of that repository, "module.Class" of the checkpoint's own folder.
     own = sorted({f"{text.partition('.')[0]}.py" for text in texts if "--" not in text})
     code = ", ".join(own) or ", ".join(sorted(set(texts)))
-    what = f"{donor.reference} comes with code ({code}), which is never run and not copied"
+    what = f"{donor.reference} comes with code ({code}), which is neither run nor copied"
     if config.get("model_type") in CONFIG_MAPPING:
-        yield f"{what}; transformers has this architecture itself and does without."
+        yield f"{what}; transformers supports this architecture without it."
     elif own:
         yield f"{what}: to load the result with trust_remote_code, copy it from {donor.folder} once you trust it."
     else:
-        yield f"{what}: the result loads with trust_remote_code, for those who trust it."
+        yield f"{what}: the result needs trust_remote_code to load; review that code first."

@@ -1,4 +1,4 @@
-"""Where the sources live during a search, and reading them from there."""
+"""Where the models' weights are kept during a search, and reading them from there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from evomerge.merge.plan import MERGED, Job
 Tier = Literal["device", "memory", "disk"]
 
 HEADROOM = 0.8
-"""The part of what is free that is filled; the rest is for activations and for the system."""
+"""The share of free memory that is filled; the rest is for activations and for the system."""
 
 
 def compute_device(device: str) -> torch.device:
@@ -78,37 +79,36 @@ def _container_bytes(root: Path) -> Iterator[int]:
                 break
             with suppress(OSError, ValueError):  # No such group, or its limit is "max".
                 left = int((group / most).read_text()) - int((group / used).read_text())
-                counts = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
                 # Pages of files, such as those of the models, are freed when memory is needed.
                 yield max(0, left + sum(int(counts.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive")))
 
 
 def choose_tier(source_bytes: int, model_bytes: int, device: torch.device) -> Tier:
-    """Returns where sources are kept: the fastest place in which they fit beside the resident model.
+    """Returns the fastest tier in which the weights fit beside the resident model.
 
     Args:
-        source_bytes: the bytes of all sources together.
+        source_bytes: the bytes of all models that are merged.
         model_bytes: the bytes of the model that is refilled.
         device: where the merge is computed.
     """
     if device.type == "cuda" and source_bytes + model_bytes < HEADROOM * free_bytes(device):
         return "device"
     beside = 0 if device.type == "cuda" else model_bytes
-    memory = torch.device("cpu")
-    return "memory" if source_bytes + beside < HEADROOM * free_bytes(memory) else "disk"
+    return "memory" if source_bytes + beside < HEADROOM * free_bytes(torch.device("cpu")) else "disk"
 
 
 _HELD = 1 << 24
-"""Elements of the largest tensor that is held while it is merged where sources are read from files once."""
+"""Elements of the largest tensor that is held while it is merged where weights are read from files once."""
 
 
 class WeightStore:
-    """The tensors of all store, read once and kept where `tier` says.
+    """The tensors of all models, read once and kept where `tier` says.
 
     Args:
-        checkpoints: every source by its name in the recipe.
+        checkpoints: every model by its name in the recipe.
         tier: ``device``, ``memory``, or ``disk``: read from the files each time.
-        device: where tensors are handed out; the CPU instead of MPS, which has no float64, as merging needs it.
+        device: the device on which tensors are read; the CPU for MPS, which lacks the float64 that merging needs.
         reused: whether many candidates are built from them, so that what is measured of them is kept.
     """
 
@@ -139,35 +139,35 @@ class WeightStore:
                     count = int((~torch.isfinite(tensor)).sum())
                     raise CheckpointError(
                         f"{model}: {name} has {count:,} values that are NaN or infinite, of {tensor.numel():,};"
-                        " a merge with it would be of no use; get a sound copy of the model"
+                        " a merge would spread them; get an intact copy of the model"
                     )
                 if self.tier == "device":
                     self._kept[model, name] = tensor.contiguous().to(self.device)
                 elif self.tier == "memory":
-                    # A copy: a view of the memory map would have the system read the disk again at its whim.
+                    # A copy: pages of a memory map may be dropped, and read from the disk again.
                     kept = tensor.clone(memory_format=torch.contiguous_format)
                     self._kept[model, name] = kept.pin_memory() if self.device.type == "cuda" else kept
                 progress(info.nbytes)
-        # All that is there by now (torch's own objects above all) stays: or Python looks through it again and again
-        # for what can be freed, a tenth of the time in which a candidate is built.
+        # All objects of now (torch's above all) stay. Otherwise Python's garbage collection goes through them again and
+        # again, which takes a tenth of the time in which a candidate is built.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
 
     def measured(self, job: Job) -> bool:
-        """Returns whether what `job` merges was measured for earlier candidates, so that it is soon begun."""
+        """Returns whether what `job` merges was measured for earlier candidates, so that it begins quickly."""
         return self._key(job) in self._operands
 
     def operands(self, job: Job) -> Operands:
         """Returns what `job` merges, with all that was measured of it for earlier candidates."""
         key = self._key(job)
-        found = self._operands.get(key)
-        if found is None:
-            base = None if job.base is None else self._tensor(*job.base)
-            kept = self._reused and self.tier != "disk"
-            found = Operands([self._tensor(*place) for place in job.inputs], base, job.info.name, kept=kept)
-            if self._reused:
-                self._operands[key] = found
+        if key in self._operands:
+            return self._operands[key]
+        base = None if job.base is None else self._tensor(*job.base)
+        kept = self._reused and self.tier != "disk"
+        found = Operands([self._tensor(*ref) for ref in job.inputs], base, job.info.name, kept=kept)
+        if self._reused:
+            self._operands[key] = found
         return found
 
     def _key(self, job: Job) -> Hashable:
@@ -180,17 +180,14 @@ class WeightStore:
 
         if kept is not None and kept.device == device:
             return LazyTensor.of(kept)
-
         # Some methods read a tensor several times: what is small is held from the first piece to the last.
-        small: list[Tensor] = []
+        whole = cache(lambda: checkpoint.piece(name, 0, math.prod(shape)).to(device))
 
         def piece(start: int, stop: int) -> Tensor:
-            if kept is None and not self._reused and stop - start < math.prod(shape) <= _HELD:
-                if not small:
-                    small.append(checkpoint.piece(name, 0, math.prod(shape)).to(device))
-                return small[0][start:stop]
-            if kept is None:
-                return checkpoint.piece(name, start, stop).to(device)
-            return kept.view(-1)[start:stop].to(device, non_blocking=True)
+            if kept is not None:
+                return kept.view(-1)[start:stop].to(device, non_blocking=True)
+            if not self._reused and stop - start < math.prod(shape) <= _HELD:
+                return whole()[start:stop]
+            return checkpoint.piece(name, start, stop).to(device)
 
         return LazyTensor(shape, device, piece)

@@ -1,7 +1,7 @@
 """Merge methods: pure functions of tensors that declare their parameters once.
 
-To add a method, write its file and add it to `METHODS`; recipes, checks, search and docs, and the tests of
-what every method keeps to, follow from its declaration.
+To add a method, write its file and add it to `METHODS`; recipes, checks, search, docs and the contract tests of all
+methods follow from its declaration.
 """
 
 from __future__ import annotations
@@ -58,4 +58,4 @@ KNOWN_PARAMETERS: frozenset[str] = frozenset(
     # In mergekit int8_mask makes masks smaller and changes no number; recipes have it with any method.
     {"int8_mask"} | {parameter.name for known in METHODS.values() for parameter in known.parameters}
 )
-"""Every parameter's name that a recipe may hold, whatever its method."""
+"""The names of all parameters of all methods, which any recipe may have."""

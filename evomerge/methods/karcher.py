@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from evomerge.kernels import Fused, Operands
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 
-# sin theta under which the way from the mean to a unit vector is nowhere, or, at the other pole, everywhere.
+# sin theta under which the direction from the mean to a unit vector is undefined: at the mean, or at the opposite pole.
 _NO_WAY = 1e-6
 
 
@@ -17,7 +17,7 @@ def _karcher(operands: Operands, parameters: Parameters) -> Fused:
     if len(gram) == 1:
         return operands.weighted((1.0,))
     norms, tol = np.sqrt(gram.diagonal()), float(parameters.shared["tol"])
-    # A norm that is not a number is no short one.
+    # NaN is not a short norm.
     long = ~(norms <= tol)
     if not long.any():
         return operands.weighted([0.0] * len(norms))
@@ -79,6 +79,6 @@ KARCHER = MergeMethod(
 From the mean of the unit vectors u_i, u is moved by the mean of their logarithms,
 v = 1/n sum of theta_i / sin theta_i (u_i - cos theta_i u), cos theta_i = <u_i, u>, along the sphere until |v| < `tol`.
 Vectors shorter than `tol` have no direction, but count in the mean of the norms; all of them so short give zeros.
-A vector at the pole opposite to u pulls nowhere. All of it is in the inner products, measured once.
+A vector at the pole opposite to u has no pull. All of it follows from the inner products, measured once.
 As in mergekit, which names https://arxiv.org/abs/2603.04972 as its source.
 """

@@ -117,7 +117,7 @@ class MergeMethod:
     def __call__(self, operands: Operands, parameters: Parameters) -> Fused:
         """Returns how `operands` are merged in one pass.
 
-        What the method declares is checked once, where a recipe is planned: here it holds.
+        What the method declares is checked once, where a recipe is planned, and not here.
 
         Args:
             operands: a tensor of each model, as many as the method takes, and of the base, if it takes one; none of
@@ -131,8 +131,8 @@ class MergeMethod:
         if len(found) > 1:
             spelled = ", ".join(sorted(f"{list(shape)} on {device}" for shape, device in found))
             raise MergeError(f"{self.name}: expected tensors of one shape on one device, found {spelled}")
-        # A live model's weights may ask for gradients; a merge has none to give. And one thread, because sums that
-        # are shared out among threads have other bits on another machine: tensors are shared out instead.
+        # A live model's weights may require gradients, which a merge does not have. And one thread, because sums that
+        # are split among threads have other bits on another machine: tensors are split among threads instead.
         with torch.no_grad(), one_thread():
             return self.merge(operands, parameters)
 

@@ -53,6 +53,6 @@ SLERP = MergeMethod(
 """Spherical linear interpolation of two tensors, each flattened to one vector.
 
 The angle is measured between the unit vectors, the coefficients are applied to the originals; where the
-cosine exceeds 0.9995 in magnitude, linear interpolation. A `t` outside [0, 1] goes on along the same arc.
+cosine exceeds 0.9995 in magnitude, linear interpolation. A `t` outside [0, 1] continues along the same arc.
 Shoemake 1985, Animating rotation with quaternion curves, https://doi.org/10.1145/325334.325242
 """

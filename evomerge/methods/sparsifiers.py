@@ -1,8 +1,8 @@
 """Sparsifiers: which elements of a task vector the task-arithmetic family keeps.
 
-Each is only asked for a density between 0 and 1, both ends excluded: at 1 or more nothing is dropped and at 0 or less
-everything, whatever the sparsifier. What it answers is a few numbers for each span of the tensor, so that thinning is
-part of the one pass that merges; whatever is slow about the choice is measured once, see `Operands`.
+A sparsifier is called only for densities between 0 and 1, both ends excluded: at 1 or more nothing is dropped, at 0 or
+less everything. It returns a few numbers for each span of the tensor, so that thinning is part of the one pass that
+merges; what is slow about the choice is measured once, see `Operands`.
 """
 
 from __future__ import annotations

@@ -82,6 +82,6 @@ to U (Procrustes; the whitening U (U^T U)^(-1/2)), and V' alike. Directions that
 several tasks share so that U does not span as many as it has, are left out rather than made up.
 
 At weights of 1 it is the paper's. Each task's part is made once for all weights and lambdas; a search of `rank`
-makes them anew, at an eigenvalue decomposition of the smaller side for each task and two for all.
+makes them again, at the cost of an eigenvalue decomposition of the smaller side for each task and two for all.
 Gargiulo et al. 2025, TSV-Merge, https://arxiv.org/abs/2412.00081
 """

@@ -166,7 +166,7 @@ class Recipe(Strict):
 
     def model_faults(self, name: str, error: Exception) -> list[str]:
         """Returns the faults of a model, each with the line where the recipe first names it."""
-        named = (location for location, part in _parts(self, ()) if part == name and location[-1] in _MODEL_KEYS)
+        named = (location for location, part in self.leaves() if part == name and location[-1] in _MODEL_KEYS)
         location = next(named, ())
         lines = str(error).splitlines()
         if self._source is _NOWHERE:
@@ -207,7 +207,11 @@ class Recipe(Strict):
 
     def holes(self) -> dict[Location, Hole]:
         """Returns every hole by its location, in the document's order."""
-        return {location: part for location, part in _parts(self, ()) if isinstance(part, Hole)}
+        return {location: part for location, part in self.leaves() if isinstance(part, Hole)}
+
+    def leaves(self) -> Iterator[tuple[Location, Any]]:
+        """Yields every hole and every plain value with its location, in the document's order."""
+        return _parts(self, ())
 
     def fill(self, values: Mapping[Location, Number | tuple[Number, ...]]) -> Recipe:
         """Returns the recipe with numbers, or gradients, instead of the holes at the given locations.

@@ -34,7 +34,7 @@ def faults_of(text: str) -> str:
         ),
         ("1.5", "", "r.yaml:7: models[1].parameters.density: density is 1.5; expected a number from 0 to 1"),
         ("{search: [0.1, 1.5]}", "", "search is [0.1, 1.5], but density is a number from 0 to 1"),
-        ("[0.1, {search: [0, 1], layers: 2}]", "", "density[1]: layers stands inside a list"),
+        ("[0.1, {search: [0, 1], layers: 2}]", "", "density[1]: layers is not allowed inside a list"),
         ("[{filter: mlp, value: -1}]", "", "density[0].value: density is -1"),
         ("true", "", "density is True"),
         (

@@ -36,16 +36,16 @@ def test_nothing_is_said_of_a_plain_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "reference", "words"),
     [
-        ("llama", "modeling_own.Own", "transformers has this architecture itself"),
+        ("llama", "modeling_own.Own", "transformers supports this architecture without it"),
         ("of_my_own", "modeling_own.Own", "copy it from"),
-        ("of_my_own", "org/name--modeling_own.Own", "the result loads with trust_remote_code"),
+        ("of_my_own", "org/name--modeling_own.Own", "the result needs trust_remote_code to load"),
     ],
 )
 def test_code_is_left_out_and_this_is_said(model_type: str, reference: str, words: str, tmp_path: Path) -> None:
     (said,) = warned(tmp_path, model_type=model_type, auto_map={"AutoModelForCausalLM": reference})
     assert words in said
     assert "modeling_own" in said
-    assert "never run" in said
+    assert "neither run nor copied" in said
     assert not list((tmp_path / "out").glob("*.py"))
 
 

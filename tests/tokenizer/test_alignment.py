@@ -253,7 +253,7 @@ def test_a_tied_head_is_not_written(folders: dict[str, Path], tmp_path: Path):
         (UNION % ", tokens: {xx: {source: {kind: model_token, model: $base, token: q q}}}", 'has no token "q q"'),
         (UNION % ", tokens: {xx: {source: {kind: model_token, model: $base, token_id: 999}}}", "token_id is 999"),
         (MODELS + "tokenizer_source: nowhere/\n", "r.yaml:8: tokenizer_source"),
-        (MODELS + "tokenizer_source: union\ncomponent: {language_of: $base}\n", "take the tokenizer out"),
+        (MODELS + "tokenizer_source: union\ncomponent: {language_of: $base}\n", "remove the tokenizer"),
         (
             "merge_method: linear\nparameters: {weight: 1}\nslices:\n  - sources:\n"
             "      - {model: $base, layer_range: [0, 2]}\n      - {model: $chat, layer_range: [0, 2]}\n",
@@ -329,7 +329,7 @@ def test_a_vocabulary_in_another_order_is_told_with_the_first_tokens_that_differ
     numbers = json.loads((folders["base"] / "tokenizer.json").read_text())["model"]["vocab"]
     for words in (
         f"{tmp_path}/copy numbers 2 tokens",
-        f"than {folders['base']}",
+        f"differently from {folders['base']}",
         f"(token {numbers['a']} is 'b', not 'a', token {numbers['b']} is 'a', not 'b')",
         '"tokenizer_source: base"',
     ):
