@@ -239,8 +239,7 @@ def validate(source: Source, model: type[M], error: type[DocumentError] = Docume
         DocumentError: (as `error`) with a line for every fault.
     """
     if not isinstance(source.data, dict):
-        found = type(source.data).__name__
-        raise error([source.fault((), f"expected a mapping of keys to values, found a {found}")])
+        raise error([source.fault((), f"expected a mapping of keys to values, found {kind_of(source.data)}")])
     try:
         return model.model_validate(source.data)
     except ValidationError as failure:
@@ -295,6 +294,14 @@ _EXPECTED = {
     "too_long": "a list of at most {max_length}",
 }
 """What pydantic expects, by the type of its error, in words for those who write YAML and not Python."""
+
+
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+
+
+def kind_of(value: Any) -> str:
+    """Returns what kind of YAML or JSON data a value is, for messages."""
+    return _KINDS.get(type(value), "null")
 
 
 def shown(value: Any) -> str:

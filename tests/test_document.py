@@ -92,7 +92,7 @@ def test_a_validators_own_words_are_kept():
     assert faults("method: tise\n") == ['a.yaml:1: method: unknown method tise; did you mean "ties"?']
 
 
-@pytest.mark.parametrize(("text", "found"), [("[1]", "a list"), ("text", "a str"), ("3", "a int"), ("~", "a NoneType")])
+@pytest.mark.parametrize(("text", "found"), [("[1]", "a list"), ("text", "text"), ("3", "a number"), ("~", "null")])
 def test_a_document_is_a_mapping(text, found):
     assert f"expected a mapping of keys to values, found {found}" in faults(text)[0]
 

@@ -285,7 +285,7 @@ system: x
 """
     found = faults(tmp_path, text)
     for key_words in [
-        ("task.yaml:2:", "rows.txt", "no data file (.jsonl,", "Hub id"),
+        ("task.yaml:2:", "rows.txt", "not a data file (.jsonl,", "a Hub data set"),
         ("task.yaml:3:", 'unknown key "promt"', 'did you mean "prompt"'),
         ("task.yaml:1:", '"prompt" is missing'),
         ("task.yaml:4:", "target", "not a valid template"),
@@ -320,7 +320,7 @@ system: x
         (("  holdout: [6, 10]\n", ""), ('"holdout" is missing',)),
         (("data: rows.jsonl\n", ""), ("splits.search", "has no data")),
         (("rows.jsonl", "../some/where"), ("neither a data file", "Hub id")),
-        (("rows.jsonl", "openai/gsm8k"), ("Hub id", "split: test")),
+        (("rows.jsonl", "openai/gsm8k"), ("not a data file", "a Hub data set needs its split", "split: test")),
         (("rows.jsonl", "{path: rows.jsonl, split: test}"), ('"split" is for data sets on the Hub',)),
         (("rows.jsonl", "{path: rows.jsonl, columns: [a]}"), ('"columns" is for CSV and TSV',)),
         (("rows.jsonl", "{pth: rows.jsonl}"), ('unknown key "pth"', 'did you mean "path"')),
@@ -499,8 +499,8 @@ def test_many_faults_of_a_file_are_counted(tmp_path):
         ("x.csv", b"a,b\n1,\xff\n", ":2: not UTF-8"),
         ("x.csv", b"a\n" + b"x" * 200_000 + b"\n", "field larger"),
         ("x.tsv", b"a\tb\n1\n", ":2: too few columns"),
-        ("x.json", b'{"a": 1}', ":1: expected a list of objects, found an object"),
-        ("x.json", b'[{"a": 1}, 2]', "row 1: expected an object of fields, found a number"),
+        ("x.json", b'{"a": 1}', ":1: expected a list of mappings, found a mapping"),
+        ("x.json", b'[{"a": 1}, 2]', "row 1: expected a mapping of fields, found a number"),
         ("x.json", b'[\n{"a" 1}]', ":2: not JSON"),
         ("x.parquet", b"PAR1 no", "not a Parquet file"),
         ("x.parquet", b"", "not a Parquet file"),

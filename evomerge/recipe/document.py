@@ -15,12 +15,10 @@ from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slic
 from evomerge.recipe.tokens import TokenizerSection
 from evomerge.recipe.values import Hole, Number
 
-
-def _dtype(raw: Any) -> Any:
-    return raw.removeprefix("torch.") if isinstance(raw, str) else raw
-
-
-DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dtype)]
+DType = Annotated[
+    Literal["float32", "float16", "bfloat16"],
+    BeforeValidator(lambda raw: raw.removeprefix("torch.") if isinstance(raw, str) else raw),
+]
 """What tensors are stored in; ``torch.bfloat16`` is ``bfloat16`` too."""
 
 
@@ -73,10 +71,7 @@ class SearchSettings(Strict):
     @model_validator(mode="after")
     def _bounded(self) -> SearchSettings:
         if self.population is not None and self.population > self.evaluations:
-            raise ValueError(
-                f"population is {self.population:,}, more than the {self.evaluations:,} evaluations; a search makes"
-                " several generations of that many candidates"
-            )
+            raise ValueError(f"population is {self.population:,}, more than the {self.evaluations:,} evaluations")
         return self
 
 
@@ -128,7 +123,7 @@ class Recipe(Strict):
     def _one_form(self) -> Recipe:
         exactly_one(self, "models", "slices", "modules")
         if self.tokenizer_source is not None and self.tokenizer is not None:
-            raise ValueError('tokenizer_source is short for "tokenizer: {source: ...}"; a recipe has one of the two')
+            raise ValueError('tokenizer_source is short for "tokenizer: {source: ...}"; use one of the two')
         return self
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a parameter may be: a number, a hole, a gradient along the depth, or a choice by the tensor's name."""
+"""Values of parameters: a number, a hole, a gradient along the depth, or a choice by the tensor's name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Hole(Strict):
     def _consistent(self) -> Hole:
         low, high = self.search
         if not (low < high and math.isfinite(high - low)):
-            raise ValueError(f"search is [{low:g}, {high:g}], but a range goes from a low number to a high one")
+            raise ValueError(f"search is [{low:g}, {high:g}], but it must go from a lower to a higher number")
         if self.init is not None and not low <= self.init <= high:
             raise ValueError(f"init is {self.init:g}, outside search [{low:g}, {high:g}]; put it inside")
         if self.log and low <= 0:
@@ -47,12 +47,12 @@ class Hole(Strict):
         if self.log and not math.isfinite(high / low):
             raise ValueError(f"search is [{low:g}, {high:g}], too wide for its logarithm; start it higher")
         if self.interpolate and (self.layers is None or self.layers < 2):
-            raise ValueError("interpolate needs layers: 2 or more, the points between which it interpolates")
+            raise ValueError("interpolate needs layers: the number of points to interpolate between, 2 or more")
         return self
 
 
 def _kind(raw: Any) -> str:
-    """Returns the form of the value `raw`, so that only the faults of this form are reported."""
+    """Returns the form of the value `raw`, so that faults of the other forms are not reported."""
     if isinstance(raw, Filtered) or (isinstance(raw, dict) and "value" in raw):
         return "choice"
     if isinstance(raw, Hole | dict):

@@ -1,4 +1,4 @@
-"""Rows of data from a local file or the Hub. Data is never code: nothing that is read here is run.
+"""Rows of data from a local file or the Hub; no code in them is run.
 
 A local file is JSON Lines, JSON (a list of objects), CSV, TSV or Parquet, by its suffix. Numbers and
 text are kept as in the file: every field of a CSV or TSV file is text. TSV has no quoting: a tab ends
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from evomerge.document import kind_of
 from evomerge.errors import TaskError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -35,7 +36,7 @@ def is_local(path: str) -> bool:
 
 
 def is_hub_id(path: str) -> bool:
-    """Returns whether `path` is spelled as the Hub spells a data set: ``name`` or ``owner/name``."""
+    """Returns whether `path` has the form of a data set on the Hub: ``name`` or ``owner/name``."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None and ".." not in path
 
 
@@ -44,7 +45,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
 
     Args:
         path: a file with one of `SUFFIXES`.
-        columns: the names of the columns of a CSV or TSV file that has no header.
+        columns: the column names of a CSV or TSV file without a header.
 
     Raises:
         TaskError: with a line for every fault (the first `MAX_FAULTS`), naming the file and line.
@@ -145,17 +146,17 @@ class _Reader:
         for number, line in enumerate(self.lines(), 1):
             for value in self.values(line, number) if line.strip() else ():
                 if not isinstance(value, dict):
-                    self.fault(number, f"expected an object of fields, found {_kind(value)}")
+                    self.fault(number, f"expected a mapping of fields, found {kind_of(value)}")
                 yield value
 
     def json(self) -> Iterator[Row]:
         for value in self.values("".join(self.lines()), 1):
             if not isinstance(value, list):
-                self.fault(1, f"expected a list of objects, found {_kind(value)}")
+                self.fault(1, f"expected a list of mappings, found {kind_of(value)}")
                 return
             for i, row in enumerate(value):
                 if not isinstance(row, dict):
-                    self.fault(None, f"row {i}: expected an object of fields, found {_kind(row)}")
+                    self.fault(None, f"row {i}: expected a mapping of fields, found {kind_of(row)}")
                 yield row
 
     def table(self, columns: Sequence[str] | None, **form: Any) -> Iterator[Row]:
@@ -184,10 +185,3 @@ class _Reader:
             except (pyarrow.ArrowException, ValueError, OSError) as fault:
                 self.fault(None, f"not a Parquet file that can be read: {' '.join(str(fault).split())}")
                 return []
-
-
-_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "null")

@@ -46,7 +46,7 @@ def _pattern(text: str) -> str:
 
 def _rows(rows: tuple[int, int]) -> tuple[int, int]:
     if rows[0] >= rows[1]:
-        raise ValueError(f"rows {list(rows)} are empty; the end is exclusive and must be greater than the start")
+        raise ValueError(f"rows {list(rows)} are empty; the end is exclusive, so make it greater than the start")
     return rows
 
 
@@ -57,7 +57,7 @@ def _filled(text: Any) -> Any:
 
 
 def _column(text: Any) -> Any:
-    """Returns the template for a column, if `text` has no template in it."""
+    """Returns a template for the column `text`, unless it is a template itself."""
     return f"{{{{ row[{text!r}] }}}}" if isinstance(text, str) and "{" not in text else text
 
 
@@ -87,7 +87,7 @@ class DataSpec(Strict):
             raise ValueError(f'"{self.path}" is neither a data file ({kinds}) nor a Hub id (owner/name)')
         if not local and self.split is None:
             raise ValueError(
-                f'"{self.path}" is no data file ({kinds}), and as a Hub id it needs its split: '
+                f'"{self.path}" is not a data file ({kinds}); a Hub data set needs its split: '
                 f"write {{path: {self.path}, split: test}}"
             )
         for key in ("name", "split", "revision"):
@@ -128,7 +128,7 @@ class FewShotSpec(SplitSpec):
     @model_validator(mode="after")
     def _bounded(self) -> FewShotSpec:
         if self.rows is None and self.data is None:
-            raise ValueError('"rows" is missing; name the rows that are the examples, such as [0, 4]')
+            raise ValueError('"rows" is missing; add the rows of the examples, such as [0, 4]')
         return self
 
 
@@ -152,7 +152,7 @@ class TaskSpec(Strict):
 
 
 class GenerateSpec(TaskSpec):
-    """The model writes, greedily; what it wrote is compared with the target."""
+    """The model completes the prompt, greedily; the completion is compared with the target."""
 
     prompt: FilledTemplate
     target: FilledTemplate
@@ -169,7 +169,7 @@ class GenerateSpec(TaskSpec):
 
 
 class ChoiceSpec(TaskSpec):
-    """The model chooses: the choice with the highest log-likelihood given the prompt."""
+    """The model picks the choice with the highest log-likelihood given the prompt."""
 
     prompt: FilledTemplate
     choices: Annotated[
@@ -182,7 +182,7 @@ class ChoiceSpec(TaskSpec):
 
 
 class PerplexitySpec(TaskSpec):
-    """The model reads: how likely it finds the target given the prompt."""
+    """The model reads the target; its likelihood given the prompt is measured."""
 
     prompt: Template | None = None
     target: FilledTemplate
@@ -212,7 +212,7 @@ def read_spec(source: Source) -> AnySpec:
         missing = f'"type" is missing; add one of {", ".join(TYPES)}'
         unknown = f"unknown type {document.shown(raw.get('type'))}{document.suggestion(kind, TYPES)}"
         faults.append(source.fault(("type",), unknown) if "type" in raw else source.fault((), missing))
-        # The other keys are checked too, as those of the type that was most likely meant.
+        # The other keys are checked too, as keys of the type that was most likely meant.
         near = difflib.get_close_matches(kind, TYPES, n=1)
         kind = near[0] if near else ("multiple_choice" if "choices" in raw else "generate")
     model = TYPES[kind]
@@ -241,7 +241,7 @@ def across(source: Source) -> Iterator[str]:
     """Yields the faults between keys, from the raw document, so that other faults do not hide them."""
     raw = source.data
     if raw.get("system") is not None and raw.get("chat") is not True:
-        yield source.fault(("system",), 'is a turn of a chat; add "chat: true", or put it into the prompt')
+        yield source.fault(("system",), 'needs a chat; add "chat: true", or move the text into the prompt')
     splits = raw.get("splits") if isinstance(raw.get("splits"), dict) else {}
     parts: dict[Location, Any] = {("splits", name): splits.get(name) for name in ("search", "holdout")}
     parts["few_shot",] = shots = raw.get("few_shot")
