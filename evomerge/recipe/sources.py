@@ -29,7 +29,9 @@ def _model_text(raw: Any) -> Any:
     for key in raw:
         if key not in keys:
             raise ValueError(f'unknown key "{key}"{suggestion(str(key), [*keys, "path"])}')
-    parts = [part if "path" in raw else _model_text(part) for key in keys[:2] if (part := raw.get(key)) is not None]
+    parts = [
+        part if "path" in raw else _model_text(part) for key in keys[:2] if (part := raw.get(key)) not in (None, "")
+    ]
     if raw.get(keys[0]) is None:
         raise ValueError(f'expected "model" or "path" in it, found {", ".join(map(str, raw)) or "nothing"}')
     for part in parts:
