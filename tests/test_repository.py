@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,29 @@ def test_the_smollm2_data_is_what_its_script_writes(tmp_path: Path):
     assert len(written) == 3
     for path in written:
         assert path.read_bytes() == (ROOT / "eval_tasks" / "data" / path.name).read_bytes(), path.name
+
+
+def test_the_map_in_the_readme_names_every_file_of_the_package_and_no_other_in_the_order_of_the_floors():
+    section = (ROOT / "README.md").read_text().split("## The code\n")[1].split("\n## ")[0]
+    named, room = [], ""
+    for indent, name in re.findall(r"^( *)- `(\w+(?:\.py|/))`: \w", section, re.MULTILINE):
+        room = room if indent else name
+        named.append(room + name if indent else name)
+    package = ROOT / "evomerge"
+    rooms = [name for name in contents(package) if name.endswith("/")]
+    assert sorted(named) == sorted(
+        contents(package) + [room + name for room in rooms for name in contents(package / room)]
+    )
+    (contract, *_) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = [re.findall(r"evomerge\.(\w+)", layer) for layer in reversed(contract["layers"])]
+    order = [number for name in named for number, floor in enumerate(floors) if re.split(r"[./]", name)[0] in floor]
+    assert order == sorted(order)
+
+
+def contents(folder: Path) -> list[str]:
+    """The names of a folder's files and folders, sorted; a folder's name ends in a slash."""
+    found = [path for path in folder.iterdir() if not path.name.startswith(("_", ".")) and path.name != "py.typed"]
+    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in found)
 
 
 SCRIPTS = [path for path in sorted((ROOT / "scripts").rglob("*.py")) if "__main__" in path.read_text()]
