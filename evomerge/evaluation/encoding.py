@@ -37,75 +37,68 @@ def encode(
         vocabulary_size: the token ids that the model knows.
 
     Raises:
-        TaskError: the task wants a chat template that the tokenizer lacks or that fails, or an item is too long
-            or empty.
+        TaskError: the task needs a chat template and the tokenizer has none, or it fails; or an item is too long or
+            empty.
         CheckpointError: the tokenizer is not the model's.
     """
-    if task.chat and not getattr(tokenizer, "chat_template", None):
+    if task.chat and not tokenizer.chat_template:
         raise TaskError(
             [
                 f'{task.path}: chat is true, but the tokenizer "{tokenizer.name_or_path}" has no chat template;'
-                ' set chat: false, or give the recipe one with "chat_template"'
+                ' set chat: false, or a "chat_template" in the recipe'
             ]
         )
     found = []
     for index, item in enumerate(items):
         requests: list[Any] = []
-        for continuation in _continuations(task, item):
+        for continuation in {"generate": ("",), "multiple_choice": item.choices}.get(task.type, (item.target,)):
             prompt, target = _split(task, item, continuation, tokenizer)
-            name = f"{task.path}: item {index} ({item})"
+            generation = GenerationRequest(prompt, task.max_new_tokens, task.stop)
+            request = generation if task.type == "generate" else LikelihoodRequest(prompt, target)
+            fault = ""
             if not prompt:
-                raise TaskError([f"{name} has an empty prompt, and the tokenizer adds no first token to it"])
-            if task.type == "generate":
-                requests.append(GenerationRequest(prompt, task.max_new_tokens, task.stop))
-            elif target:
-                requests.append(LikelihoodRequest(prompt, target))
-            else:
-                raise TaskError([f"{name} has an empty target, whose likelihood says nothing"])
-            if max_length is not None and requests[-1].length > max_length:
-                raise TaskError(
-                    [f"{name} takes {requests[-1].length:,} tokens, but the model takes {max_length:,}; shorten it"]
-                )
+                fault = "has an empty prompt, and the tokenizer adds no first token to it"
+            elif task.type != "generate" and not target:
+                fault = "has an empty target; it needs some text"
+            elif max_length is not None and request.length > max_length:
+                fault = f"has {request.length:,} tokens, but the model takes at most {max_length:,}; shorten it"
+            if fault:
+                raise TaskError([f"{task.path}: item {index} ({item}) {fault}"])
             largest = max(prompt + target)
             if largest >= vocabulary_size:
                 raise CheckpointError(
                     f"{tokenizer.name_or_path}: its tokenizer gives token {largest:,} for an item, but the model"
                     f" that config.json describes has {vocabulary_size:,} tokens; is it the model's own tokenizer?"
                 )
+            requests.append(request)
         found.append(Encoded(item, tuple(requests)))
     return found
-
-
-def _continuations(task: Task, item: Item) -> tuple[str, ...]:
-    if task.type == "generate":
-        return ("",)
-    return item.choices if task.type == "multiple_choice" else (item.target,)
 
 
 def _split(task: Task, item: Item, continuation: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the token ids of the prompt and of its continuation.
 
-    Both are tokenized as one text, since a tokenizer may join a space to the word behind it.
+    Both are tokenized as one text, since a tokenizer may join a space with the word that follows it.
     """
     prompt = item.prompt
     if task.chat:
         try:
-            # Not by the tokenizer: it is a checkpoint's template, and transformers bounds neither time nor memory.
+            # Not by the tokenizer: the template comes with a checkpoint, and transformers bounds no time or memory.
             prompt = render_chat(tokenizer.get_chat_template(), item.messages, tokenizer.special_tokens_map)
-        except ValueError as fault:  # also of a tokenizer with several templates and no default
+        except ValueError as fault:  # also for a tokenizer with several templates and no default
             raise TaskError(
                 [
-                    f"{task.path}: chat is true, but the chat template of {tokenizer.name_or_path} cannot write the"
-                    f' item {item}: {fault}; set chat: false, or give the recipe another with "chat_template"'
+                    f"{task.path}: chat is true, but the chat template of {tokenizer.name_or_path} fails for the"
+                    f' item {item}: {fault}; set chat: false, or another "chat_template" in the recipe'
                 ]
             ) from None
+    # A chat template writes the special tokens itself.
+    texts = prompt, prompt + continuation
+    head, whole = (tokenizer(text, add_special_tokens=not task.chat)["input_ids"] for text in texts)
     if not continuation:
-        return tuple(tokenizer(prompt, add_special_tokens=not task.chat)["input_ids"]), ()
-    whole = tokenizer(prompt + continuation, add_special_tokens=not task.chat)["input_ids"]
-    head = tokenizer(prompt, add_special_tokens=not task.chat)["input_ids"]
+        return tuple(head), ()
     # A tokenizer that ends every text with a special token would put it between the two.
-    ending = getattr(tokenizer, "eos_token_id", None)
-    if head and whole and head[-1] == whole[-1] == ending:
+    if head and whole and head[-1] == whole[-1] == tokenizer.eos_token_id:
         head, whole = head[:-1], whole[:-1]
     shared = 0
     while shared < len(head) and shared < len(whole) and head[shared] == whole[shared]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from evomerge.checkpoint import TensorInfo
 from evomerge.errors import ArchitectureError
 
+_Step = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -25,11 +27,11 @@ class _Part:
 
     Attributes:
         shape: its shape.
-        views: for each of these tensors by name, what returns its part of a tensor of that shape.
+        views: for each of these tensors by name, the steps to the view of it in a tensor of that shape.
     """
 
     shape: tuple[int, ...]
-    views: Mapping[str, Callable[[Tensor], Tensor]]
+    views: Mapping[str, tuple[_Step, ...]]
 
 
 def places(model: Any, layout: Iterable[TensorInfo], reference: str) -> dict[str, Tensor | None]:
@@ -66,7 +68,7 @@ def places(model: Any, layout: Iterable[TensorInfo], reference: str) -> dict[str
         target, pattern = rename_source_key(name, renamings, converters, prefix, targets)
         if target not in targets and name in targets:
             target, pattern = name, None
-        part = _Part(infos[name].shape, {name: lambda whole: whole})
+        part = _Part(infos[name].shape, {name: ()})
         if target in targets and pattern is None:
             found |= _views(part, targets[target], infos)
         elif target in targets:
@@ -131,14 +133,10 @@ def _transposed(part: _Part, dim: int, other: int) -> _Part:
     return _through(shape, [part], [partial(torch.transpose, dim0=dim, dim1=other)])
 
 
-def _through(shape: Sequence[int], parts: Sequence[_Part], steps: Sequence[Callable[[Tensor], Tensor]]) -> _Part:
-    """Returns the parts joined to one of `shape`, of which each step returns a view of its part."""
-
-    def after(step: Callable[[Tensor], Tensor], view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda whole: view(step(whole))
-
+def _through(shape: Sequence[int], parts: Sequence[_Part], steps: Sequence[_Step]) -> _Part:
+    """Returns the parts joined to one of `shape`; each step returns the view of its part."""
     pairs = zip(parts, steps, strict=True)
-    return _Part(tuple(shape), {name: after(step, view) for part, step in pairs for name, view in part.views.items()})
+    return _Part(tuple(shape), {name: (step, *rest) for part, step in pairs for name, rest in part.views.items()})
 
 
 def _views(part: _Part, whole: Tensor, infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
@@ -146,7 +144,7 @@ def _views(part: _Part, whole: Tensor, infos: Mapping[str, TensorInfo]) -> dict[
     first = next(iter(part.views))
     _check_shape(first if len(part.views) == 1 else f"{first}, joined with others,", part.shape, whole)
     with torch.no_grad():
-        views = {name: view(whole) for name, view in part.views.items()}
+        views = {name: reduce(lambda view, step: step(view), steps, whole) for name, steps in part.views.items()}
     for name, view in views.items():
         _check_shape(name, infos[name].shape, view)
     return views

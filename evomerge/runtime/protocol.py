@@ -62,8 +62,8 @@ class TokenCounts:
     """How much a model ran; padding is not counted.
 
     Attributes:
-        prompt: tokens that were given and read; for a likelihood, all but the last one of the target too.
-        new: tokens that were generated, with those that ended a completion.
+        prompt: tokens that the model read: a prompt, and for a likelihood all of the target but its last token.
+        new: tokens that were generated, including those that end a completion.
     """
 
     prompt: int = 0

@@ -98,8 +98,7 @@ def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
     text = LanguagePart.of(plan.layout.config, (info.name for info in plan.layout.tensors)).config
     settings = plan.layout.donor.folder / "generation_config.json"
     parts = [plan.layout.config, text, read_object(settings) if settings.is_file() else {}]
-    named = [part.get("eos_token_id") for part in parts]
-    named.append(getattr(tokenizer, "eos_token_id", None))
+    named = [*(part.get("eos_token_id") for part in parts), tokenizer.eos_token_id]
     found = [one for value in named if value is not None for one in (value if isinstance(value, list) else [value])]
     wrong = [one for one in found if type(one) is not int]
     if wrong:

@@ -146,6 +146,6 @@ def test_a_chat_template_that_writes_the_date_writes_the_same_every_day():
 
 def test_an_item_that_is_too_long_is_told(tmp_path: Path):
     made = task(tmp_path, 'type: generate\ntarget: "{{ a }}"\nmetric: exact_match\nmax_new_tokens: 40\n')
-    with pytest.raises(TaskError, match=r"item 0 \('one 0\?'\) takes 46 tokens, but the model takes 45"):
+    with pytest.raises(TaskError, match=r"item 0 \('one 0\?'\) has 46 tokens, but the model takes at most 45"):
         encoded(made, limit=45)
     encoded(made, limit=46)

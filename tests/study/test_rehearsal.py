@@ -68,7 +68,7 @@ def sizes_that_no_memory_holds(folder: Path) -> None:
     changed(folder / "base" / "config.json", intermediate_size=2**60)
 
 
-@fault("but the model takes 20")
+@fault("but the model takes at most 20")
 def prompts_that_are_too_long(folder: Path) -> None:
     changed(folder / "base" / "config.json", max_position_embeddings=20)
 
