@@ -95,7 +95,7 @@ class LanguageModel(Protocol):
 
     @property
     def tokens(self) -> TokenCounts:
-        """All that was run so far."""
+        """All tokens that were run so far."""
 
 
 class Runtime(Protocol):
@@ -112,7 +112,7 @@ class Runtime(Protocol):
     vocabulary_size: int
 
     def load(self, plan: Plan) -> LanguageModel:
-        """Returns the plan's model. Models that were returned before must not be used any more.
+        """Returns the plan's model. It replaces the models that were returned before.
 
         Raises:
             MergeError: the plan's weights cannot be merged.
