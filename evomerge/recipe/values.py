@@ -80,13 +80,9 @@ def _number(raw: Any) -> Number:
 Scalar = Annotated[Number, PlainValidator(_number)]
 
 
-def _point_kind(raw: Any) -> str:
-    return "hole" if isinstance(raw, Hole | dict) else "number"
-
-
 Point = Annotated[
     Annotated[Scalar, Tag("number")] | Annotated[Hole, Tag("hole")],
-    Discriminator(_point_kind),
+    Discriminator(lambda raw: "hole" if isinstance(raw, Hole | dict) else "number"),
 ]
 Plain = Annotated[
     Annotated[Scalar, Tag("number")] | Annotated[Hole, Tag("hole")] | Annotated[tuple[Point, ...], Tag("gradient")],

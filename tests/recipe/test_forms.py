@@ -23,6 +23,7 @@ def faults_of(text: str) -> str:
         ("{model: org/name, lora: {path: org/adapter, revision: v2}}", "org/name+org/adapter@v2"),
         ("{model: org/name, lora: null, override_architecture: LlamaForCausalLM}", "org/name"),
         ("{path: org/name, revision: main}", "org/name@main"),
+        ("{path: org/name, revision: ''}", "org/name"),
     ],
 )
 def test_a_model_may_be_text_or_its_parts(written: str, name: str):
