@@ -52,7 +52,7 @@ def accuracy(likelihoods: Sequence[float], answer: int) -> float:
     """Returns 1.0 if the choice `answer` alone is the likeliest, 1/k if it ties with others among k, else 0.0.
 
     A tie scores what picking one of its choices at random would on average: a model that cannot distinguish choices
-    scores like guessing, whatever their order, and coarse logits neither gain nor lose by ties.
+    scores like guessing, in any order, and coarse logits neither gain nor lose by ties.
 
     Args:
         likelihoods: each choice's log-likelihood (nats), divided by a length or not.

@@ -1,4 +1,4 @@
-"""What a config.json says of its language model, at whatever level."""
+"""What a config.json says of its language model, at any level."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def open_checkpoint(text: str, folders: Sequence[Path] = HERE) -> Checkpoint:
         folders: where local paths are looked for.
 
     Raises:
-        CheckpointError: one of the two cannot be found or is at fault, or they do not fit together.
+        CheckpointError: one of the two cannot be found or read, or they do not fit together.
     """
     with reading(text):
         reference = Reference.parse(text, folders)

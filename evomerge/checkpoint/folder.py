@@ -13,7 +13,7 @@ from evomerge.errors import CheckpointError
 TEMPLATES = "additional_chat_templates"
 
 UNFINISHED = "evomerge-unfinished-5c1e97d2"
-"""Part of the name of everything that is not finished yet; nobody names a file so by chance."""
+"""Part of the name of everything that is not finished yet; no other file has such a name by chance."""
 
 _SIDE_FILES = (
     "generation_config.json",

@@ -84,7 +84,7 @@ class Target:
             raise CheckpointError(f"{self.folder}: is not overwritten: it has no {CONFIG}, so it is not a model")
 
     def begin(self) -> None:
-        """Cleans up after a killed run, at whatever point it was killed, and makes the folder to fill.
+        """Cleans up after a killed run and makes the folder to fill.
 
         Raises:
             CheckpointError: another process is writing there, or see `check`.

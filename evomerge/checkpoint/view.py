@@ -49,7 +49,7 @@ class CheckpointView(Checkpoint):
         return self.inner.read(name)
 
     def piece(self, name: str, start: int, stop: int) -> Tensor:
-        """See `Checkpoint.piece`. Each thread keeps the whole of the last tensor that was computed for it."""
+        """See `Checkpoint.piece`. Each thread keeps the last tensor that was computed for it, whole."""
         if getattr(self._held, "name", None) != name:
             self._held.name, self._held.flat = name, self.read(name).reshape(-1)
         flat: Tensor = self._held.flat

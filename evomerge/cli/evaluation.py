@@ -31,7 +31,7 @@ def evaluated(
         dtype: the name of the dtype in which the model runs; ``auto``: the fastest.
 
     Raises:
-        EvomergeError: the model, the recipe or a task is at fault.
+        EvomergeError: the model, the recipe or a task is not valid.
     """
     tasks = [Task.load(path) for path in paths]
     faults = [

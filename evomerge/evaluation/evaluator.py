@@ -95,7 +95,7 @@ class Evaluator:
         """Returns all items of a split, task by task; they are read and tokenized once.
 
         Raises:
-            TaskError: the data or an item is at fault.
+            TaskError: the data or an item is not valid.
             CheckpointError: the tokenizer is not the model's.
         """
         return tuple(self._split(split))

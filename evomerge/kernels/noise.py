@@ -36,7 +36,7 @@ def noise_piece(seed: int, model: int, name: str, piece: int, count: int) -> NDA
     Returns:
         An int16 array of shape (count,).
     """
-    # The name comes last: the numbers before it hold no separator, so no two keys can be spelled alike.
+    # The name comes last: the numbers before it hold no separator, so no two keys are equal.
     key = f"{seed}/{model}/{piece}/{name}".encode()
     digest = hashlib.blake2b(key, digest_size=16).digest()
     words = np.random.SFC64(int.from_bytes(digest, "little")).random_raw(-(-count // 4))

@@ -87,7 +87,7 @@ class Operands:
         return self._compared(distance, model).values(start, stop)
 
     def whole_delta(self, model: int) -> Tensor:
-        """Returns the whole of `delta` in its shape."""
+        """Returns all of `delta` in its shape."""
         return self.delta(model, 0, self.numel).reshape(self.shape)
 
     def weighted(self, coefficients: Sequence[float]) -> Fused:

@@ -18,7 +18,7 @@ from evomerge.recipe import Recipe
 
 
 def language_parts(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
-    """Returns the models of a recipe with a component as they are merged, and what the result has besides.
+    """Returns the models of a recipe with a component as they are merged, and what else the result has.
 
     Args:
         recipe: a recipe that has a component.

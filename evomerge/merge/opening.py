@@ -1,4 +1,4 @@
-"""Opening the models that a recipe names, for search, check, apply and eval alike."""
+"""Opening the models that a recipe names, for search, check, apply and eval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a recipe: layers of the result that are merged alike, with the parameters that apply to them."""
+"""The parts of a recipe: layers of the result that are merged in the same way, and the parameters for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Part:
-    """Layers of the result that are merged alike: a slice, or a recipe's `models` as one.
+    """Layers of the result that are merged in the same way: a slice, or a recipe's `models` as one.
 
     Attributes:
         inputs: what is merged, the base not among them where the method takes one.

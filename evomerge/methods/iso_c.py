@@ -1,4 +1,4 @@
-"""Iso-C: the sum of task vectors with all its singular values made alike."""
+"""Iso-C: the sum of task vectors with all its singular values made equal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _isotropic(operands: Operands, weights: Sequence[float]) -> Tensor:
 
 ISO_C = MergeMethod(
     name="iso_c",
-    summary="The weighted sum of the task vectors, with all singular values of a matrix made alike.",
+    summary="The weighted sum of the task vectors, with all singular values of a matrix made equal.",
     paper="https://arxiv.org/abs/2502.04959",
     parameters=(WEIGHT, LAMBDA),
     merge=_iso_c,

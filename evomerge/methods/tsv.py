@@ -78,7 +78,7 @@ TSV = MergeMethod(
 TSV-Merge. Of each task's matrix Delta_i = U_i Sigma_i V_i^T the k = `rank` r / T largest singular values and their
 vectors are kept (r the smaller side, T the number of models; at least one). They stand side by side as U = [U_1 ...
 U_T] and V = [V_1 ... V_T], and are decorrelated: U' = P_U Q_U^T of U = P_U D_U Q_U^T, the orthogonal matrix nearest
-to U (Procrustes; the whitening U (U^T U)^(-1/2)), and V' alike. Directions that have no singular value, or that
+to U (Procrustes; the whitening U (U^T U)^(-1/2)), and V' likewise. Directions that have no singular value, or that
 several tasks share so that U does not span as many as it has, are left out rather than made up.
 
 At weights of 1 it is the paper's. Each task's part is made once for all weights and lambdas; a search of `rank`

@@ -54,7 +54,7 @@ class SearchSettings(Strict):
 
     Attributes:
         optimizer: a name from the table of optimizers.
-        evaluations: candidates to score, besides the parents and their mean.
+        evaluations: candidates to score, in addition to the parents and their mean.
         seed: seeds every random choice of the search.
         sigma: CMA-ES's first step, as a fraction of each range; by default a sixth.
         population: candidates per generation, at most `evaluations`; by default 4 + floor(3 ln n) for n numbers.

@@ -59,7 +59,7 @@ def _materialized(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Modul
     """Returns the model with memory for its parameters."""
     from accelerate import dispatch_model, infer_auto_device_map
 
-    # Parameters that transformers keeps in a wider dtype, whatever the config says.
+    # Parameters that transformers keeps in a wider dtype than the config says.
     plan: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(dtype)
     wide = {re.compile(pattern.replace("*", ".*")): kept for pattern, kept in plan.items()}
     spread: dict[str, Any] = {"": compute_device(device)}

@@ -1,4 +1,4 @@
-"""Random search: independent, uniform candidates; the baseline that an optimizer has to beat."""
+"""Random search: independent, uniform candidates; the baseline for every optimizer."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def main() -> None:
     with contextlib.suppress(EOFError):
         while True:
             job = pickle.load(sys.stdin.buffer)
-            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # ends the process, whatever it is doing
+            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # ends the process even within a loop
             reply = _answer(*job)
             signal.setitimer(signal.ITIMER_PROF, 0)
             print(reply, flush=True)
