@@ -68,9 +68,9 @@ def library(source: str) -> ctypes.CDLL | None:
                 _libraries[key] = _loaded(command, source)
             except (OSError, subprocess.SubprocessError) as fault:
                 _broken.add(command)
-                said = getattr(fault, "stderr", None) or str(fault)
+                reason = getattr(fault, "stderr", None) or str(fault)
                 warnings.warn(
-                    f"{command}: cannot compile C, so merging is several times slower: {said.strip()[:300]}; name a "
+                    f"{command}: cannot compile C, so merging is several times slower: {reason.strip()[:300]}; name a "
                     "working compiler in EVOMERGE_CC, or set it to nothing to use none",
                     stacklevel=2,
                 )

@@ -1,4 +1,4 @@
-"""Traces of kernels: a kernel says once what is done to each element; torch and compiled loops carry out its trace."""
+"""Traces of kernels: a kernel defines once what is done to each element; torch or a compiled loop runs its trace."""
 
 from __future__ import annotations
 

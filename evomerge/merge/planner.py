@@ -195,8 +195,8 @@ def _check_compatible(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> 
     for other in others:
         found = differences(checkpoints[first], checkpoints[other])
         if found:
-            told = "; ".join(found) + advice(recipe, checkpoints[first], checkpoints[other])
-            faults.append(recipe.fault(named[other], f"{other} does not fit {first}: {told}"))
+            reasons = "; ".join(found) + advice(recipe, checkpoints[first], checkpoints[other])
+            faults.append(recipe.fault(named[other], f"{other} does not fit {first}: {reasons}"))
     _refuse(faults)
 
 

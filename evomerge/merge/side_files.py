@@ -49,9 +49,9 @@ def chat_template(plan: Plan) -> str | None:
 
     ``auto`` is the one that most of the recipe's models have, the first of them where several are as common.
     """
-    said = plan.recipe.chat_template
-    if said != "auto":
-        return CHAT_TEMPLATES.get(said, said) if said else None
+    wanted = plan.recipe.chat_template
+    if wanted != "auto":
+        return CHAT_TEMPLATES.get(wanted, wanted) if wanted else None
     references = plan.recipe.references()
     found = [own for model in references if (own := _template_of(plan.layout.checkpoints[model])) is not None]
     return Counter(found).most_common(1)[0][0] if found else None
@@ -59,11 +59,11 @@ def chat_template(plan: Plan) -> str | None:
 
 def chat_template_faults(recipe: Recipe) -> list[str]:
     """Returns a line where the recipe's chat template is neither a known name nor Jinja text."""
-    said = recipe.chat_template
-    if not said or said == "auto" or said in CHAT_TEMPLATES or "{" in said:
+    named = recipe.chat_template
+    if not named or named == "auto" or named in CHAT_TEMPLATES or "{" in named:
         return []
-    near = suggestion(said, ["auto", *CHAT_TEMPLATES])
-    return [recipe.fault(("chat_template",), f'"{said}" is neither Jinja text nor the name of a known template{near}')]
+    near = suggestion(named, ["auto", *CHAT_TEMPLATES])
+    return [recipe.fault(("chat_template",), f'"{named}" is neither Jinja text nor the name of a known template{near}')]
 
 
 def _template_of(checkpoint: Checkpoint) -> str | None:
@@ -74,8 +74,8 @@ def _template_of(checkpoint: Checkpoint) -> str | None:
     if path.is_file():
         return path.read_text(encoding="utf-8").strip() or None
     settings = checkpoint.folder / _SETTINGS
-    said = read_object(settings).get("chat_template") if settings.is_file() else None
-    if isinstance(said, list):
-        named: Mapping[Any, Any] = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}
-        said = named.get("default")
-    return said.strip() or None if isinstance(said, str) else None
+    template = read_object(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(template, list):
+        named: Mapping[Any, Any] = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template.strip() or None if isinstance(template, str) else None

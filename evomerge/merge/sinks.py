@@ -1,4 +1,4 @@
-"""Carrying a plan out: in place into tensors in memory, or streamed into a directory."""
+"""Carrying out a plan: in place into tensors in memory, or streamed into a directory."""
 
 from __future__ import annotations
 

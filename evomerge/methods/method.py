@@ -55,9 +55,7 @@ class Parameter:
 
     def fault(self, value: object) -> str | None:
         """Returns what is wrong with `value`, naming it and what was expected; None where it is valid."""
-        if self._valid(value):
-            return None
-        return f"{self.name} is {value!r}; expected {self.expected}"
+        return None if self._valid(value) else f"{self.name} is {value!r}; expected {self.expected}"
 
     def _valid(self, value: object) -> bool:
         if self.kind == "bool":
@@ -86,7 +84,7 @@ class Parameters:
 
 
 Merge = Callable[[Operands, Parameters], Fused]
-"""The function of a method: it measures what it needs, and says what is done to each element."""
+"""The function of a method: it measures what it needs, and returns what is done to each element."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class MergeMethod:
         base: ``required``: deltas are taken from it; ``endpoint``: it is one of the two models, the one at
             t = 0; ``optional``: used where given; ``unused``: ignored.
         models: the fewest and the most tensors it merges, the base not counted; None is no limit.
-        kept_bytes: the bytes that a search keeps beside the sources, for each element of each model.
+        kept_bytes: the bytes that a search keeps beside the models, for each element of each model.
     """
 
     name: str

@@ -28,7 +28,7 @@ def _sce(operands: Operands, parameters: Parameters) -> Fused:
     differing = operands.once("differing", lambda: operands.total(Fused.uniform(_differing, (variance,), ())))
     count = int(topk * int(differing))
     if count == 0:
-        # Nothing is selected; times zero, so that what is not a number stays so.
+        # Nothing is selected; times zero, so that NaN stays NaN.
         return operands.weighted([0.0] * len(operands.tensors))
     cuts = operands.once("variances", lambda: _order(operands, variance)).dropped([count])
     base, *tensors = operands.with_base
