@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, faults, and the way from a search to a model that scores the same."""
+"""The command line as a user sees it: help, errors, and the way from a search to a model with the same scores."""
 
 import contextlib
 import io
@@ -154,7 +154,7 @@ def test_check_says_what_is_searched_and_what_it_needs(found):
     assert "no holes" in evomerge("check", folder / "run" / "best.yaml").stdout
 
 
-def test_faults_are_told_in_plain_lines_with_status_1(found, tmp_path: Path):
+def test_faults_are_reported_in_plain_lines_with_status_1(found, tmp_path: Path):
     folder, _ = found
     bad = tmp_path / "bad.yaml"
     bad.write_text((folder / "recipe.yaml").read_text().replace("weight: {search: [0, 1]}", "wieght: 1"))
@@ -207,7 +207,7 @@ def test_models_and_tasks_are_looked_for_beside_the_recipe_first_and_then_in_the
     assert str(elsewhere.parent / "a" / "config.json") in refused.stderr
 
 
-def test_a_path_that_is_wrong_is_told_with_its_line_where_it_was_looked_for_and_what_is_near(
+def test_a_wrong_path_is_reported_with_its_line_the_folders_that_were_searched_and_a_suggestion(
     found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder, _ = found
@@ -336,7 +336,7 @@ def test_a_recipe_from_a_pipe_is_read_once(found):
         (("[/x]",), 2, "[/x]"),
     ],
 )
-def test_what_is_typed_wrongly_is_told_in_a_line(found, arguments, status, words):
+def test_a_typing_error_is_reported_in_a_line(found, arguments, status, words):
     folder, _ = found
     known = {"RECIPE": folder / "recipe.yaml", "MODEL": folder / "a", "TASK": folder / "tasks" / "likely.yaml"}
     done = evomerge(*(known.get(argument, argument) for argument in arguments))
@@ -411,7 +411,7 @@ def test_ctrl_c_says_one_true_line_in_every_command(found, tmp_path: Path):
     assert evomerge(*search).returncode == 0
 
 
-def test_what_nobody_foresaw_is_one_line_and_its_traceback_is_in_the_file_that_it_names(
+def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(
     found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder, _ = found

@@ -1,4 +1,4 @@
-"""What the repository ships is whole: recipes, tasks and their data, and the quickstart's models."""
+"""What the repository contains works: recipes, tasks and their data, scripts, and the README's commands and map."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_sound_and_says_how_it_is_run(path: Path):
+def test_every_recipe_is_valid_and_says_how_to_run_it(path: Path):
     recipe = Recipe.load(path)
     assert checked_method(recipe)
     assert recipe.holes()
@@ -38,7 +38,7 @@ def test_every_recipe_is_sound_and_says_how_it_is_run(path: Path):
 
 
 @pytest.mark.parametrize("stem", [path.stem for path in sorted((ROOT / "eval_tasks" / "data").glob("*.jsonl"))])
-def test_every_task_with_data_here_is_sound(stem: str):
+def test_every_task_with_data_here_is_valid(stem: str):
     Task.load(ROOT / "eval_tasks" / f"{stem}.yaml").check()
 
 

@@ -59,7 +59,7 @@ class _Model:
 
 
 class _Slot(NamedTuple):
-    """Tensors for which a method's values are the same, whatever numbers a recipe of this structure has.
+    """Tensors for which a method's values are the same for all numbers of a recipe of this structure.
 
     Attributes:
         part: the index of the part that makes them.

@@ -12,7 +12,7 @@ from evomerge.kernels import Element, Fused, LazyTensor, Magnitudes, Operands, c
 from evomerge.methods.method import MergeMethod, Parameter, Parameters
 from evomerge.methods.task_arithmetic import elected
 
-# Where the mean squares of all task vectors sum to less, models count alike.
+# If the mean squares of all task vectors sum to less, models count equally.
 _NO_SQUARES = 1e-6
 # Weights that sum to less divide as if they summed to this.
 _LEAST_WEIGHT = 1e-6
@@ -105,6 +105,6 @@ SCE = MergeMethod(
 Select: of the elements at which the variance across models is not zero, those with the largest (`select_topk` of
 them, the first of equals). Calculate: each model's weight is its mean squared d_i, as a share of all. Erase: those
 d_i whose sign is not that of their sum do not count, in the sum nor in the weights that divide it (at least 1e-6).
-Where all mean squares sum to less than 1e-6, which is so for many fine-tunes, models count alike: mergekit's rule.
+If all mean squares sum to less than 1e-6, as for many fine-tunes, models count equally: mergekit's rule.
 Wan et al. 2024 (FuseChat), §3.3, https://arxiv.org/abs/2408.07990
 """
