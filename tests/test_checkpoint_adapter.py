@@ -234,7 +234,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(settings: dict[str, Any], w
     ("parts", "words"),
     [
         ({}, "no tensors"),
-        (factors("model.layers.9.self_attn.q_proj", 16, 16), "has no tensor model.layers.9.self_attn.q_proj.weight"),
+        (factors("model.layers.9.self_attn.q_proj", 16, 16), "it adapts model.layers.9.self_attn.q_proj.weight, but"),
         (factors(Q % 0, 16, 20), "the product of its factors has shape [16, 20]"),
         ({f"{Q % 0}.lora_A.weight": torch.zeros(2, 16)}, f"{Q % 0} has no lora_B, only lora_A"),
         (

@@ -164,7 +164,7 @@ def _updates(
     for target, name in wholes.items():
         own = _own_name(inner, target)
         if own is None and _HEAD.fullmatch(target):
-            own, tensors[target] = target, TensorInfo(target, found[name].dtype, found[name].shape)
+            own, tensors[target] = target, replace(found[name], name=target)
         if own is None:
             faults.append(f"{name} replaces a tensor that {inner.reference} does not have")
         elif tensors[own].shape != found[name].shape:
@@ -208,14 +208,12 @@ def _factored(
     """Returns the tensor that a module's factors are for, and the update; or what is wrong with them."""
     embedding = any(part.startswith("lora_embedding") for part in parts)
     first, second = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-    if first not in parts or second not in parts:
-        lacking = first if first not in parts else second
-        return f"{module} has no {lacking}, only {', '.join(sorted(parts))}; is the adapter's file complete?"
+    missing = [part for part in (first, second) if part not in parts]
+    if missing:
+        return f"{module} has no {missing[0]}, only {', '.join(sorted(parts))}; is the adapter's file complete?"
     own = _own_name(inner, f"{module}.weight")
     if own is None:
-        return (
-            f"it adapts {module}, but {inner.reference} has no tensor {module}.weight; is it an adapter of this model?"
-        )
+        return f"it adapts {module}.weight, but {inner.reference} has no such tensor; is it an adapter of this model?"
     a, b, weight = found[parts[first]].shape, found[parts[second]].shape, inner.tensors[own]
     rank = settings.rank(module)
     if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:

@@ -77,7 +77,8 @@ class Checkpoint:
         """The values of one tensor, in its own dtype.
 
         On the CPU the result is a view of the file's pages where the system can map the file: they cost no memory
-        that the system cannot take back. A view stays valid after `close`.
+        that the system cannot take back. Do not write into it: the file stays as it is, but later reads see what was
+        written. A view stays valid after `close`.
 
         Args:
             name: one of `tensors`.

@@ -45,7 +45,8 @@ class WeightFile:
     def read(self, name: str) -> Tensor:
         """The values of one tensor, a view of the file's pages wherever the system can map the file.
 
-        Writing into a view changes private copies of its pages, never the file. It stays valid after `close`.
+        Do not write into a view: the file stays as it is, but later reads of the tensor see what was written. A view
+        stays valid after `close`.
 
         Raises:
             CheckpointError: the file is closed, or was removed or changed since it was opened.
