@@ -1,4 +1,4 @@
-"""95% intervals of objectives and of their differences, paired by item, right where all items score alike too.
+"""95% intervals of objectives and of their differences, paired by item, correct also if all items have the same score.
 
 Each task has an interval of its own: Wilson's where every item scores 0 or 1, so that 0 of 300 is not said to be 0
 for sure; else the bootstrap's. An objective is a weighted sum of tasks' means; its interval is joined from theirs.

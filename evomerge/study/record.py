@@ -314,7 +314,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _reading(place: Storage) -> Iterator[None]:
-    """Turns whatever goes wrong into a `StudyError`.
+    """Turns any error into a `StudyError`.
 
     A damaged page shows in as many ways as there are things to read: text that is not JSON, missing rows.
     """

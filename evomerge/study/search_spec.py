@@ -131,7 +131,7 @@ def prepare(
     Raises:
         RecipeError: with a line for every fault of the recipe, its models and tasks.
         CheckpointError: a model cannot be read.
-        TaskError: a task or its data is at fault.
+        TaskError: a task or its data is not valid.
         ArchitectureError: a model's layers cannot be found.
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, Path) else recipe
@@ -189,7 +189,7 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
             faults += fault.faults
             continue
         if task.name in found:
-            message = f'a second task is called "{task.name}"; give each a name of its own'
+            message = f'a second task is called "{task.name}"; give each its own name'
             faults.append(recipe.fault(("tasks", i, "task"), message))
         found[task.name] = task
     return tuple(found.values())
