@@ -19,7 +19,7 @@ from rich.text import Text
 
 from evomerge.search import Outcome
 from evomerge.study import ModelResult, ReportData, SearchSpec, Trial
-from evomerge.study.report_data import MEAN
+from evomerge.study.record import MEAN
 
 _MEAN = "mean of the parents"
 

@@ -44,14 +44,19 @@ class Outcome:
 
     @property
     def score(self) -> float | None:
-        """The first objective; None where there is none."""
+        """The first objective; None if there is none."""
         return self.objectives[0] if self.objectives else None
+
+    @property
+    def scored(self) -> dict[str, list[float]]:
+        """The scores of each task's scored items, for tasks that have any."""
+        found = {task: [score for score in scores if score is not None] for task, scores in self.items.items()}
+        return {task: scores for task, scores in found.items() if scores}
 
     @property
     def means(self) -> dict[str, float]:
         """The mean over the scored items of each task that has any."""
-        scored = {task: [score for score in scores if score is not None] for task, scores in self.items.items()}
-        return {task: math.fsum(scores) / len(scores) for task, scores in scored.items() if scores}
+        return {task: math.fsum(scores) / len(scores) for task, scores in self.scored.items()}
 
     def as_data(self) -> dict[str, Any]:
         """Returns the outcome as JSON data; `from_data` restores it, every number to the last bit."""

@@ -1,11 +1,12 @@
-"""Searches: checked before they begin, on record as they go, concluded on the holdout."""
+"""Searches: checked before they start, recorded as they run, and reported on the holdout."""
 
 from evomerge.study.intervals import interval
+from evomerge.study.objective import Objective
 from evomerge.study.record import Record, Trial
 from evomerge.study.report_data import ModelResult, ReportData, conclude
 from evomerge.study.runs import Run, runs
 from evomerge.study.search_spec import SearchSpec, prepare
-from evomerge.study.study import Objective, Observer, Study
+from evomerge.study.study import Observer, Study
 
 __all__ = [
     "ModelResult",

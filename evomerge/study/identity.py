@@ -38,17 +38,17 @@ def identity(spec: SearchSpec, kept: MutableMapping[str, str]) -> dict[str, Any]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Returns in words what differs between two identities."""
+    """Returns text that lists the differences between two identities."""
     before, after = (dict(_leaves(data, ())) for data in (old, new))
     found = []
-    for place in [*before, *(place for place in after if place not in before)]:
-        was, now = before.get(place, _MISSING), after.get(place, _MISSING)
+    for location in [*before, *(location for location in after if location not in before)]:
+        was, now = before.get(location, _MISSING), after.get(location, _MISSING)
         if was == now:
             continue
-        if place[0] in ("models", "tasks") and _MISSING not in (was, now):
-            found.append(f"{place[0][:-1]} {place[1]}: its files changed")
+        if location[0] in ("models", "tasks") and _MISSING not in (was, now):
+            found.append(f"{location[0][:-1]} {location[1]}: its files changed")
         else:
-            found.append(f"{spelled(place)} was {_short(was)}, is {_short(now)}")
+            found.append(f"{spelled(location)} was {_short(was)}, is {_short(now)}")
     found = list(dict.fromkeys(found))
     more = [f"and {len(found) - _MOST_CHANGES} more"] if len(found) > _MOST_CHANGES else []
     return ", ".join(found[:_MOST_CHANGES] + more)
@@ -67,15 +67,15 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _leaves(data: Any, place: Location) -> Iterator[tuple[Location, Any]]:
-    """Yields every value in plain data that holds no others, with its place."""
+def _leaves(data: Any, location: Location) -> Iterator[tuple[Location, Any]]:
+    """Yields every leaf of plain data with its location."""
     parts = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
     if not parts or not data:
-        yield place, data
+        yield location, data
     for key, part in parts:
-        yield from _leaves(part, (*place, key))
+        yield from _leaves(part, (*location, key))
 
 
 def _short(value: object) -> str:
-    text = "not there" if value is _MISSING else json.dumps(value, ensure_ascii=False)
+    text = "absent" if value is _MISSING else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

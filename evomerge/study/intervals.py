@@ -1,7 +1,7 @@
 """95% intervals of objectives and of their differences, paired by item, correct also if all items have the same score.
 
-Each task has an interval of its own: Wilson's where every item scores 0 or 1, so that 0 of 300 is not said to be 0
-for sure; else the bootstrap's. An objective is a weighted sum of tasks' means; its interval is joined from theirs.
+Each task has its own interval: Wilson's if every item scores 0 or 1, so that 0 of 300 does not count as certainly 0;
+otherwise the bootstrap's. An objective is a weighted sum of the tasks' means; its interval combines theirs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def interval(model: Items, weights: Mapping[str, float]) -> tuple[float, float]:
 
 
 def difference_interval(first: Items, second: Items, weights: Mapping[str, float]) -> tuple[float, float]:
-    """Returns the interval of the first model's weighted sum less the second's, paired by item.
+    """Returns the interval of the first model's weighted sum minus the second's, paired by item.
 
     Args:
         first: one model's items.
@@ -86,7 +86,7 @@ def _paired_limits(first: _Values, second: _Values) -> tuple[float, float, float
     size = len(first)
     both, neither = float((first * second).sum()), float(((1 - first) * (1 - second)).sum())
     excess = both * neither - float((first > second).sum()) * float((first < second).sum())
-    # The correction for continuity: a correlation that rests on less than half an item is none.
+    # The correction for continuity: a correlation that rests on less than half an item counts as zero.
     excess = min(excess, max(excess - size / 2, 0.0))
     phi = excess / ((size**2 * math.sqrt(p1 * (1 - p1) * p2 * (1 - p2))) or math.inf)
     difference = p1 - p2

@@ -28,6 +28,8 @@ from evomerge.search import Outcome, Proposal, State
 from evomerge.study.storage import DATABASE, Storage
 
 RESULT = "result.json"
+MEAN = "mean"
+"""The name of the parents' plain mean."""
 ELSEWHERE = "storage.url"
 """The file that names the database where a run's record is, when that is not study.db; without the password."""
 
@@ -59,8 +61,13 @@ class Trial:
         return "mean" if self.proposal is None else "candidate"
 
     @property
+    def name(self) -> str:
+        """``mean``, or ``trial N``."""
+        return f"trial {self.number}" if self.proposal else MEAN
+
+    @property
     def objective(self) -> float | None:
-        """The score, higher is better; None where it failed."""
+        """The score, higher is better; None if it failed."""
         return self.outcome.score
 
     @property
@@ -84,7 +91,6 @@ class Record:
         storage: the URL of the database that holds the record; study.db in the folder by default.
 
     Attributes:
-        label: the database, in messages.
         title: the run's folder, or the study in its database, in messages.
 
     Raises:
@@ -94,7 +100,7 @@ class Record:
     def __init__(self, folder: Path, storage: str | None = None) -> None:
         self.folder = folder
         self._place = Storage(folder, storage)
-        self.label, self.title = self._place.label, self._place.title
+        self.title = self._place.title
         self._locks: list[sqlalchemy.Connection | int] = []
         try:
             self._lock_folder()
@@ -125,7 +131,7 @@ class Record:
     def _check_place(self, elsewhere: bool) -> None:
         """Refuses a database other than the one that holds the run's record."""
         known = storage_of(self.folder)
-        if known and known != self.label:
+        if known and known != self._place.label:
             raise StudyError(
                 f"{self.folder}: its record is in {known}; resume with --storage and the URL of that database"
                 f" (if it has moved, put its new URL, without the password, into {self.folder / ELSEWHERE})"
@@ -145,7 +151,9 @@ class Record:
                 place.open(partial(path)).engine.dispose()
                 os.replace(partial(path), path)
         except Exception as fault:
-            raise StudyError(f"{self.label}: cannot be made ({place.reason(fault)}); use another --run-dir") from None
+            raise StudyError(
+                f"{self._place.label}: cannot be made ({place.reason(fault)}); use another --run-dir"
+            ) from None
         with _reading(place):
             self._storage = place.open()
             lock = None if own else place.lock(self._storage)
@@ -158,7 +166,7 @@ class Record:
         self._load()
 
     def _load(self) -> None:
-        """Reads the study; makes it where there is none."""
+        """Reads the study; makes it if there is none."""
         with _reading(self._place):
             _check_integrity(self._place, self._storage)
             if self._place.study not in optuna.get_all_study_names(self._storage):
@@ -174,7 +182,7 @@ class Record:
             StudyError: the note cannot be written.
         """
         if self._place.path != self.folder / DATABASE:
-            write_atomically(self.folder / ELSEWHERE, self.label + "\n")
+            write_atomically(self.folder / ELSEWHERE, self._place.label + "\n")
 
     def clear(self) -> None:
         """Empties the record.
@@ -256,8 +264,8 @@ class Record:
         except Exception as fault:
             remedy = "make room where the disk is full" if self._place.path else "make sure that the server is running"
             raise StudyError(
-                f"{self.label}: cannot be written ({self._place.reason(fault)}); all evaluations before this one are"
-                f" safe: {remedy}, and run the same command again to resume"
+                f"{self._place.label}: cannot be written ({self._place.reason(fault)}); all evaluations before this"
+                f" one are safe: {remedy}, and run the same command again to resume"
             ) from None
 
 
@@ -278,7 +286,7 @@ def recorded_trials(folder: Path) -> tuple[Trial, ...]:
 
 
 def storage_of(folder: Path) -> str:
-    """Returns the database that holds a run's record, without its password; empty where that is study.db."""
+    """Returns the database that holds a run's record, without its password; empty if that is study.db."""
     try:
         return (folder / ELSEWHERE).read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""The end of a search: the best merges and all parents on the holdout, with intervals, and a plain verdict."""
+"""`ReportData`: the best merges and all parents on the holdout, with intervals and a verdict."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.search import Outcome
 from evomerge.study.intervals import difference_interval, interval
-from evomerge.study.record import RESULT, Trial, write_atomically
+from evomerge.study.record import MEAN, RESULT, Trial, write_atomically
 from evomerge.study.study import Study
 
 FINALISTS = 5
-"""Merges that are scored on the holdout. The first is the winner: were it chosen by its holdout score, that score
-would be the highest of five draws, and no longer honest."""
-
-MEAN = "mean"
-"""What the parents' plain mean is called among the models' names."""
+"""How many merges are scored on the holdout. The first one wins: a winner chosen by its holdout score would have the
+highest of five draws, a biased score."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,11 @@ class ModelResult:
 
     Attributes:
         name: a model's name, ``mean``, or ``trial N``.
-        search: the objective on the search split; None where it failed.
-        holdout: the objective on the holdout split; None where it failed.
+        search: the objective on the search split; None if it failed.
+        holdout: the objective on the holdout split; None if it failed.
         interval: the holdout's 95% interval.
         tasks: the holdout's mean of each task.
-        error: why it failed, where it did.
+        error: why it failed, if it did.
     """
 
     name: str
@@ -45,7 +42,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         parents: the models that were merged.
@@ -53,7 +50,7 @@ class ReportData:
         mean: the parents' plain mean, where they have one.
         finalists: the best merges by search score, the winner first.
         recipe: the winner's.
-        difference: the winner's holdout score less that of `rival`.
+        difference: the winner's holdout score minus that of `rival`.
         difference_interval: its 95% interval, paired by item: the lowest of either end over all competitors, as the
             best of them on these items may not be the best of all.
         evaluations: candidates on record.
@@ -79,18 +76,18 @@ class ReportData:
 
     @property
     def competitors(self) -> list[ModelResult]:
-        """All that were scored on the holdout and are to be beaten: the parents, the base, and the parents' mean."""
+        """The models to beat: the parents, the base and the parents' mean, if scored on the holdout."""
         others = [*self.parents, *filter(None, (self.base, self.mean))]
         return [other for other in others if other.holdout is not None and other.name != self.winner.name]
 
     @property
     def rival(self) -> ModelResult | None:
-        """The competitor with the highest holdout score; None where all failed."""
+        """The competitor with the highest holdout score; None if all failed."""
         return max(self.competitors, key=lambda other: other.holdout or 0.0, default=None)
 
     @property
     def beaten(self) -> bool:
-        """Whether the winner beats every competitor on the holdout, beyond the doubt of its paired interval."""
+        """Whether the winner beats every competitor on the holdout significantly, by the paired interval."""
         searched = self.winner.name != MEAN  # The plain mean needs no search, and does not beat itself.
         return searched and self.difference_interval is not None and self.difference_interval[0] > 0
 
@@ -102,7 +99,7 @@ class ReportData:
 
     @property
     def verdict(self) -> str:
-        """One plain sentence: beaten, or not."""
+        """One sentence: whether the winner beats its competitors."""
         rival = self.rival
         if rival is None or self.difference is None or self.difference_interval is None:
             return "Undecided: the winner, or every model to compare it with, could not be scored on the holdout."
@@ -153,7 +150,7 @@ def _model_result(result: ModelResult, label: str) -> dict[str, Any]:
 def conclude(study: Study) -> ReportData:
     """Scores the finalists, the mean and every parent on the holdout, and writes result.json.
 
-    Each holdout score is put on record as soon as it is there; after a kill, only the rest is done.
+    Each holdout score is recorded as soon as it is known; after a kill, only the rest is scored.
 
     Args:
         study: a search that has run.
@@ -164,17 +161,18 @@ def conclude(study: Study) -> ReportData:
     spec = study.spec
     ranked = study.ranked()
     if not ranked:
-        raise StudyError("no merge could be scored, so there is no winner; the record has each one's error")
+        raise StudyError("no merge could be scored, so there is no winner; the record has the error of each")
     finalists = ranked[:FINALISTS]
-    trials: list[Trial] = list({trial.number: trial for trial in [*finalists, *_mean(study)]}.values())
+    means = [trial for trial in study.record.trials if not trial.proposal]
+    trials: list[Trial] = list({trial.number: trial for trial in [*finalists, *means]}.values())
     recipes = {name: spec.parent_recipe(name) for name in study.baselines}
-    recipes |= {_name(trial): Recipe.model_validate(trial.recipe) for trial in trials}
+    recipes |= {trial.name: Recipe.model_validate(trial.recipe) for trial in trials}
     outcomes: dict[str, Outcome] = {}
     for i, (name, recipe) in enumerate(recipes.items()):
         study.observer.holdout(name, i, len(recipes))
         outcomes[name] = study.on_record(f"holdout:{name}", recipe, name, "holdout")
     searched = {name: study.value(outcome) for name, outcome in study.baselines.items()}
-    searched |= {_name(trial): trial.objective for trial in trials}
+    searched |= {trial.name: trial.objective for trial in trials}
     report = _concluded(study, finalists, outcomes, searched)
     write_atomically(study.folder / RESULT, json.dumps(report.as_data(), indent=2, ensure_ascii=False) + "\n")
     study.record.set_attribute("holdout", "done")
@@ -197,17 +195,16 @@ def _concluded(
         if value is not None:
             # The objective is the weighted sum, up to a constant where tasks are normalized.
             shift = value - sum(weight * outcome.means[task] for task, weight in weights.items())
-            low, high = interval(_whole(outcome), weights)
+            low, high = interval(outcome.scored, weights)
             bounds = (min(low + shift, value), max(high + shift, value))
         return ModelResult(name, searched[name], value, bounds, outcome.means, outcome.error)
 
     spent = [trial.outcome for trial in study.record.trials] + list(study.baselines.values())
-    mean = _mean(study)
     found = ReportData(
         parents=[result(name) for name in spec.parents],
         base=result(spec.base) if spec.base else None,
-        mean=result(_name(mean[0])) if mean and mean[0].objective is not None else None,
-        finalists=[result(_name(trial)) for trial in finalists],
+        mean=result(MEAN) if searched.get(MEAN) is not None else None,
+        finalists=[result(trial.name) for trial in finalists],
         recipe=Recipe.model_validate(finalists[0].recipe),
         difference=None,
         difference_interval=None,
@@ -218,23 +215,10 @@ def _concluded(
     rival = found.rival
     if found.winner.holdout is None or rival is None:
         return found
-    own = _whole(outcomes[found.winner.name])
-    gaps = [difference_interval(own, _whole(outcomes[other.name]), weights) for other in found.competitors]
+    own = outcomes[found.winner.name].scored
+    gaps = [difference_interval(own, outcomes[other.name].scored, weights) for other in found.competitors]
     return replace(
         found,
         difference=found.winner.holdout - (rival.holdout or 0.0),
         difference_interval=(min(low for low, _ in gaps), min(high for _, high in gaps)),
     )
-
-
-def _whole(outcome: Outcome) -> dict[str, list[float]]:
-    """Returns an outcome's scored items by task: on the holdout, all of them."""
-    return {task: [score for score in scores if score is not None] for task, scores in outcome.items.items()}
-
-
-def _mean(study: Study) -> list[Trial]:
-    return [trial for trial in study.record.trials if trial.kind == "mean"]
-
-
-def _name(trial: Trial) -> str:
-    return MEAN if trial.kind == "mean" else f"trial {trial.number}"

@@ -49,31 +49,22 @@ def runs(folder: Path) -> list[Run]:
 
 
 def _run(folder: Path) -> Run:
-    elsewhere = storage_of(folder)
-    if elsewhere:
-        return _run_elsewhere(folder, elsewhere)
-    try:
-        trials = recorded_trials(folder)
-    except StudyError as fault:
-        return Run(folder, "damaged", 0, None, str(fault))
-    done = sum(trial.kind == "candidate" for trial in trials)
-    best = max((trial.objective for trial in trials if trial.objective is not None), default=None)
+    result, storage = _result(folder), storage_of(folder)
+    # A record in another database may need a password: of such a run, only its folder is read.
+    done, best = result.get("evaluations"), result.get("winner", {}).get("search")
+    if not storage:
+        try:
+            trials = recorded_trials(folder)
+        except StudyError as fault:
+            return Run(folder, "damaged", 0, None, str(fault))
+        done = sum(trial.kind == "candidate" for trial in trials)
+        best = max((trial.objective for trial in trials if trial.objective is not None), default=None)
     if _is_locked(folder):
-        return Run(folder, "running", done, best, "")
-    result = _result(folder)
+        return Run(folder, "running", done, best, "", storage)
     # A search with more evaluations than its result says is being extended.
-    if result.get("evaluations") == done:
-        return Run(folder, "finished", done, best, str(result.get("verdict", "")))
-    return Run(folder, "stopped", done, best, "")
-
-
-def _run_elsewhere(folder: Path, storage: str) -> Run:
-    """Returns what a folder alone says of a run: its record is in a database that may need a password."""
-    result = _result(folder)
-    best = result["winner"]["search"] if result else None
-    state: Literal["running", "finished", "stopped"] = "finished" if result else "stopped"
-    verdict = str(result.get("verdict", ""))
-    return Run(folder, "running" if _is_locked(folder) else state, result.get("evaluations"), best, verdict, storage)
+    if result and result.get("evaluations") == done:
+        return Run(folder, "finished", done, best, str(result.get("verdict", "")), storage)
+    return Run(folder, "stopped", done, best, "", storage)
 
 
 def _result(folder: Path) -> dict[str, Any]:

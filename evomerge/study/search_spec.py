@@ -1,4 +1,4 @@
-"""Everything that a search needs, checked before anything slow begins."""
+"""`SearchSpec`: everything that a search needs, checked before anything slow starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SearchSpec:
         space: the searched numbers.
         parents: the models that are merged.
         base: the ancestor, where it is not a parent; scored for comparison.
-        first: the plan of the search's start; every candidate has its tensors.
+        first: the plan of the space's start; every candidate has the same tensors.
         compute_dtype: the name of the dtype in which candidates run; ``auto``: the fastest.
     """
 
@@ -53,7 +53,7 @@ class SearchSpec:
     compute_dtype: str = "auto"
 
     def parent_recipe(self, model: str) -> Recipe:
-        """Returns the recipe that makes `model` alone, stored as the candidates are."""
+        """Returns the recipe of `model` alone, in the dtype of the candidates."""
         return self._alike({"merge_method": "passthrough", "models": [{"model": model}]})
 
     def mean_recipe(self) -> Recipe:
@@ -79,7 +79,7 @@ class SearchSpec:
         return compute_dtype(self.first.layout, device, self.compute_dtype)
 
     def live_bytes(self, dtype: torch.dtype) -> int:
-        """Returns the bytes of the model that is refilled, where it runs in `dtype`."""
+        """Returns the bytes of the resident model if it runs in `dtype`."""
         return self.first.layout.nbytes * dtype.itemsize // self.first.layout.dtype.itemsize
 
     def tier(self, device: torch.device, dtype: torch.dtype) -> Tier:
@@ -87,7 +87,7 @@ class SearchSpec:
         return choose_tier(self.source_bytes + self.first.layout.kept_bytes, self.live_bytes(dtype), device)
 
     def scoring(self, store: WeightStore, device: str, dtype: torch.dtype) -> tuple[Runtime, Evaluator]:
-        """Returns what makes models of candidates, and what scores them, with every item read and tokenized.
+        """Returns the runtime and the evaluator, with every item read and tokenized.
 
         Args:
             store: where weights are read.
@@ -97,7 +97,7 @@ class SearchSpec:
         Raises:
             ArchitectureError: transformers cannot run such a model.
             CheckpointError: the tokenizer or the generation settings cannot be read.
-            TaskError: a task cannot be asked with this tokenizer.
+            TaskError: a task cannot be used with this tokenizer.
         """
         runtime = ResidentRuntime(self.first, store, device, dtype)
         evaluator = Evaluator(self.tasks, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size)
@@ -106,12 +106,12 @@ class SearchSpec:
         return runtime, evaluator
 
     def rehearse(self) -> None:
-        """Does all that a search does before its first candidate, with no memory for weights.
+        """Does everything that a search does before its first candidate, without memory for weights.
 
         Raises:
             ArchitectureError: transformers cannot run such a model.
             CheckpointError: the tokenizer or the generation settings cannot be read.
-            TaskError: a task cannot be asked with this tokenizer.
+            TaskError: a task cannot be used with this tokenizer.
         """
         store = WeightStore(self.checkpoints, "disk", torch.device("cpu"))
         self.scoring(store, "meta", self.first.layout.dtype)
@@ -120,16 +120,16 @@ class SearchSpec:
 def prepare(
     recipe: Recipe | Path, *, evaluations: int | None = None, seed: int | None = None, compute_dtype: str = "auto"
 ) -> SearchSpec:
-    """Returns the search of a recipe, checked as far as that goes without loading weights.
+    """Returns the search that a recipe describes, checked as far as possible without loading weights.
 
     Args:
         recipe: the recipe, or its file.
-        evaluations: takes the place of the recipe's own number.
-        seed: takes the place of the recipe's own.
+        evaluations: replaces the recipe's number.
+        seed: replaces the recipe's seed.
         compute_dtype: see `SearchSpec`.
 
     Raises:
-        RecipeError: with a line for every fault of the recipe, its models and tasks.
+        RecipeError: the recipe, its models or its tasks have faults; one line each.
         CheckpointError: a model cannot be read.
         TaskError: a task or its data is not valid.
         ArchitectureError: a model's layers cannot be found.
@@ -143,7 +143,9 @@ def prepare(
     faults = []
     if not recipe.holes():
         faults.append(
-            recipe.fault((), "nothing to search: no number is {search: [low, high]}; to make its model: evomerge apply")
+            recipe.fault(
+                (), "nothing to search: no number is {search: [low, high]}; to write the model, run evomerge apply"
+            )
         )
     if not recipe.tasks:
         faults.append(recipe.fault((), 'nothing to score candidates on: add "tasks: [{task: FILE}]"'))
@@ -165,7 +167,7 @@ def prepare(
 
 
 def _gather(faults: list[str], make: Callable[[], T]) -> T | None:
-    """Returns what `make` returns, or None where it fails: then its lines are added to `faults`."""
+    """Returns what `make` returns; if it fails, adds its error's lines to `faults` and returns None."""
     try:
         return make()
     except EvomergeError as fault:
@@ -219,7 +221,7 @@ def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> NumberSpace
 
 
 def _depth_at(recipe: Recipe, location: Location, depth: int) -> int | None:
-    """Returns how many layers the value at `location` spreads over; None where its slices differ."""
+    """Returns how many layers the value at `location` covers; None if its slices differ."""
     modules = recipe.modules_by_place()
     inside = [place for place in modules if location[: len(place)] == place] or list(modules)
     found = {modules[place].depth_at(location[len(place) :], depth) for place in inside}

@@ -22,7 +22,7 @@ CONNECT_SECONDS = 10
 """How long to wait for a database server; without it, an address that does not answer takes minutes."""
 
 _DRIVERS = {"psycopg2": "evomerge[postgresql]", "MySQLdb": "mysqlclient"}
-"""What to install for a missing driver, where its name differs."""
+"""What to install for a missing driver, if its name differs."""
 
 # Held by the session: the server drops them when the process dies.
 _LOCKS = {
@@ -86,7 +86,7 @@ class Storage:
         """Locks the study for one search, which holds what is returned (a connection, or a file descriptor).
 
         Returns:
-            None where another search holds it.
+            None if another search holds it.
         """
         if self.path:
             descriptor = os.open(self.path, os.O_RDONLY)

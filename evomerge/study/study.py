@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,67 +25,35 @@ from evomerge.recipe import Recipe
 from evomerge.runtime import Runtime, compute_dtype
 from evomerge.search import OPTIMIZERS, Genome, Outcome, Proposal, State
 from evomerge.study.identity import changes, environment, identity
+from evomerge.study.objective import Objective
 from evomerge.study.record import Record, Trial, recipe_key, write_atomically
 from evomerge.study.search_spec import SearchSpec
 from evomerge.tasks import Split
 
 MOST_FAILURES = 12
-"""A search whose first candidates all fail stops here: the fault is not in the numbers."""
+"""A search whose first candidates all fail stops after this many: the cause is not their numbers."""
 
 
 class Observer(Protocol):
-    """What a search tells whoever watches it."""
+    """Is notified of the progress of a search."""
 
     def loading(self, done: int, total: int) -> None:
-        """Weights are read: `done` of `total` bytes."""
+        """`done` of `total` bytes of weights are read."""
 
     def evaluating(self, what: str, stage: str) -> None:
-        """`what` (a model or candidate) is at `stage`: ``build``, or a task's name."""
+        """The evaluation of `what` (a model or candidate) is at `stage`: ``build``, or a task's name."""
 
     def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
         """A parent, or the base, was scored; its objective is None until all parents are, or if it failed."""
 
     def trial(self, trial: Trial, fresh: bool) -> None:
-        """A merge is on record: just evaluated where `fresh`, else read back."""
+        """A merge is on record: just evaluated if `fresh`, otherwise read back."""
 
     def holdout(self, name: str, done: int, total: int) -> None:
-        """The holdout is scored for `name`, number `done` of `total`."""
+        """The model `name` is being scored on the holdout, after `done` of `total`."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Several tasks' scores made one number, higher is better.
-
-    Attributes:
-        weights: each task's share.
-        ranges: each task's lowest and highest parent, where scores are normalized to them.
-    """
-
-    weights: Mapping[str, float]
-    ranges: Mapping[str, tuple[float, float]] | None
-
-    def __call__(self, means: Mapping[str, float]) -> float:
-        """Returns the weighted mean of the tasks' means."""
-        total = 0.0
-        for name, weight in self.weights.items():
-            low, width = self._range(name)
-            total += weight * ((means[name] - low) / width)
-        return total / sum(self.weights.values())
-
-    @property
-    def slopes(self) -> dict[str, float]:
-        """By how much the objective rises with each task's mean."""
-        whole = sum(self.weights.values())
-        return {name: weight / whole / self._range(name)[1] for name, weight in self.weights.items()}
-
-    def _range(self, name: str) -> tuple[float, float]:
-        """Returns the score of a task that counts as 0, and how far above it the one is that counts as 1."""
-        low, high = (0.0, 1.0) if self.ranges is None else self.ranges[name]
-        # Parents that score alike give no range to normalize to: only the distance to them counts.
-        return low, (high - low) or 1.0
+        """The user should know `text`."""
 
 
 class Study:
@@ -131,7 +98,7 @@ class Study:
         self.record.close()
 
     def _check_identity(self) -> None:
-        """Refuses a folder that holds another search; puts a new search on record."""
+        """Refuses the record of another search; records the identity of a new one."""
         recorded = self.record.attribute("identity")
         if recorded is not None and not self.record.scored:
             # It failed before it had scored anything: nothing can be mixed, however it was repaired.
@@ -174,7 +141,7 @@ class Study:
 
     @property
     def scoring(self) -> tuple[Runtime, Evaluator]:
-        """What makes and scores models; made, and the sources loaded, when it is first needed."""
+        """The runtime and the evaluator; made, and the models loaded, on first use."""
         if self._scoring is None:
             spec = self.spec
             device = compute_device(self._device)
@@ -198,11 +165,11 @@ class Study:
 
         Raises:
             StudyError: the record cannot be written, or every parent or candidate fails.
-            CheckpointError: a source cannot be read, or holds NaN.
-            TaskError: a task cannot be asked with this tokenizer.
+            CheckpointError: a model cannot be read, or holds NaN.
+            TaskError: a task cannot be used with this tokenizer.
         """
         if self.record.attribute("holdout") is None:
-            self.scoring  # noqa: B018 (made now: its faults show before anything is scored)
+            self.scoring  # noqa: B018 (made now, so that its errors come before anything is scored)
         self._run_baselines()
         for trial in self.record.trials:
             self._known[trial.key] = trial.outcome
@@ -219,7 +186,7 @@ class Study:
             self.observer.baseline(name, outcome, None)
         errors = {outcome.error for outcome in self.baselines.values()}
         if len(errors) == 1 and None not in errors:
-            raise StudyError(f"none of the models that are merged could be scored: {errors.pop()}")
+            raise StudyError(f"none of the models to merge could be scored: {errors.pop()}")
         self.objective = Objective(spec.task_weights, self._ranges())
         for name, outcome in self.baselines.items():
             self.observer.baseline(name, outcome, self.value(outcome))
@@ -229,7 +196,7 @@ class Study:
             return None
         found = [means for name in self.spec.parents if (means := self.baselines[name].means)]
         if not found:
-            raise StudyError("normalize is true, but no parent could be scored; see their errors above")
+            raise StudyError("normalize is true, but no parent could be scored; see the errors above")
         return {
             task: (min(mean[task] for mean in found), max(mean[task] for mean in found))
             for task in self.spec.task_weights
@@ -242,7 +209,7 @@ class Study:
         try:
             self._planner.plan(recipe)
         except EvomergeError:
-            # Parents of different depths have no mean; their layers are stacked, not averaged.
+            # Parents of different depths have no mean.
             return
         self._add(None, recipe)
 
@@ -253,7 +220,7 @@ class Study:
             assert trial.proposal
             proposal = replace(trial.proposal, genome=space.from_json(trial.proposal.genome))
             if not optimizer.tell(proposal, trial.outcome):
-                # Another processor's or library's last bits: the record says what was scored.
+                # Another processor or library computes other last bits: the recorded genome is the one that was scored.
                 self._note_environment()
         self._refuse_hopeless()
         while len(self.candidates) < settings.evaluations:
@@ -298,7 +265,7 @@ class Study:
         return trial
 
     def on_record(self, key: str, recipe: Recipe, what: str, split: Split) -> Outcome:
-        """Returns the outcome that the record has under `key`; where it has none, evaluates and records it."""
+        """Returns the outcome recorded under `key`; evaluates the recipe and records it if there is none."""
         recorded = self.record.attribute(key)
         if recorded:
             return Outcome.from_data(recorded)
@@ -307,8 +274,8 @@ class Study:
         return outcome
 
     def evaluate(self, recipe: Recipe, what: str, split: Split) -> Outcome:
-        """Returns what comes of building and scoring a recipe; a failure is an outcome with its reason."""
-        self.scoring  # noqa: B018 (making it is none of this evaluation's time)
+        """Returns the outcome of building and scoring a recipe; a failure is an outcome with its error."""
+        self.scoring  # noqa: B018 (made now, so that it does not count as this evaluation's time)
         self._mark_time()
         started = self._mark
         try:
@@ -325,7 +292,7 @@ class Study:
             cost = scores.cost
             return Outcome(State.COMPLETE, (), scores.by_task(), seconds, cost.prompt_tokens, cost.new_tokens)
         if not own:
-            # Not before the fault is gone, which holds what the evaluation had in memory.
+            # Only now: the exception keeps the evaluation's memory alive.
             self._refuse_broken(error)
         seconds = {"build": 0.0, "evaluate": 0.0, "other": spent}
         return Outcome(State.FAILED, seconds=seconds, error=error)
@@ -342,14 +309,14 @@ class Study:
         return evaluator.scores(model, items, lambda task: self.observer.evaluating(what, task)), built
 
     def _refuse_broken(self, error: str) -> None:
-        """Raises where what failed is not one model: a merge that was scored before cannot be scored any more.
+        """Raises if a merge that was scored before can no longer be scored.
 
-        A disk or a device that is lost fails every candidate that follows, and all would be on record as failed.
+        A lost disk or device would fail every following candidate, and all would be recorded as failed.
         """
         scored = self.scored
         if not scored:
             return
-        what = f"trial {scored[-1].number}"
+        what = scored[-1].name
         try:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -361,12 +328,12 @@ class Study:
             ) from None
 
     def _mark_time(self) -> float:
-        """Returns the seconds since this was last called."""
+        """Returns the seconds since the last call."""
         before, self._mark = self._mark, time.perf_counter()
         return self._mark - before
 
     def value(self, outcome: Outcome) -> float | None:
-        """Returns an outcome's objective; None where it failed."""
+        """Returns the objective of an outcome; None if it failed."""
         return None if outcome.state is State.FAILED else self.objective(outcome.means)
 
     @property
@@ -375,14 +342,14 @@ class Study:
         return [trial for trial in self.record.trials if trial.objective is not None]
 
     def ranked(self) -> list[Trial]:
-        """Returns the merges that were scored, the best first, the earlier first among equals; each recipe once."""
+        """Returns the scored merges, best first, ties in the order of the record; each recipe once."""
         found: dict[str, Trial] = {}
         for trial in sorted(self.scored, key=_rank):
             found.setdefault(trial.key, trial)
         return list(found.values())
 
     def best(self) -> Trial | None:
-        """Returns the best merge so far; None where none was scored."""
+        """Returns the best merge so far; None if none was scored."""
         return min(self.scored, key=_rank, default=None)
 
     def _write_best(self) -> None:

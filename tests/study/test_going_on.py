@@ -31,7 +31,7 @@ def test_a_search_that_failed_before_it_scored_anything_begins_anew_where_the_mi
         scaled = {"lm_head.weight": 1e38, "model.norm.weight": 1e38}
         tensors = {key: tensor * scaled.get(key, 1) for key, tensor in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(StudyError, match=r"none of the models that are merged could be scored: .*not finite"):
+    with pytest.raises(StudyError, match=r"none of the models to merge could be scored: .*not finite"):
         search(recipe, tmp_path / "run")
     for name, data in kept.items():
         (tmp_path / name / "model.safetensors").write_bytes(data)

@@ -1,0 +1,39 @@
+"""`Objective`: what a search maximizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Combines the scores of several tasks into one number, higher is better.
+
+    Attributes:
+        weights: each task's share.
+        ranges: each task's lowest and highest score of a parent, if scores are normalized to them.
+    """
+
+    weights: Mapping[str, float]
+    ranges: Mapping[str, tuple[float, float]] | None
+
+    def __call__(self, means: Mapping[str, float]) -> float:
+        """Returns the weighted mean of the tasks' means."""
+        total = 0.0
+        for name, weight in self.weights.items():
+            low, width = self._range(name)
+            total += weight * ((means[name] - low) / width)
+        return total / sum(self.weights.values())
+
+    @property
+    def slopes(self) -> dict[str, float]:
+        """The derivative of the objective by each task's mean."""
+        whole = sum(self.weights.values())
+        return {name: weight / whole / self._range(name)[1] for name, weight in self.weights.items()}
+
+    def _range(self, name: str) -> tuple[float, float]:
+        """Returns the score of a task that counts as 0, and its distance to the score that counts as 1."""
+        low, high = (0.0, 1.0) if self.ranges is None else self.ranges[name]
+        # Parents with equal scores give no range to normalize to: only the distance to them counts.
+        return low, (high - low) or 1.0
