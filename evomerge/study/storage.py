@@ -116,7 +116,7 @@ class Storage:
 
 
 def _parsed(text: str) -> sqlalchemy.URL:
-    # The text is in no message: what cannot be parsed may hold a password.
+    # No message quotes the text: what cannot be parsed may hold a password.
     fault = StudyError(
         "--storage: not the URL of a supported database; expected postgresql://USER:PASSWORD@HOST/DATABASE,"
         " mysql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE"
@@ -125,27 +125,19 @@ def _parsed(text: str) -> sqlalchemy.URL:
         url = sqlalchemy.make_url(text)
         if url.drivername == "postgresql":  # whose default driver differs between versions of SQLAlchemy
             url = url.set(drivername="postgresql+psycopg2")
-        dialect = url.get_dialect()
+        if url.get_backend_name() not in (*_LOCKS, "sqlite"):
+            raise fault
+        url.get_dialect().import_dbapi()
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise fault from None
     except ImportError as missing:
-        raise _no_driver(url, missing) from None
-    if url.get_backend_name() not in (*_LOCKS, "sqlite"):
-        raise fault
-    try:
-        dialect.import_dbapi()
-    except ImportError as missing:
-        raise _no_driver(url, missing) from None
+        package = _DRIVERS.get(missing.name or "", missing.name)
+        raise StudyError(
+            f"--storage: {url.get_backend_name()} needs the Python package {missing.name}, which is not installed; run"
+            f" pip install '{package}'"
+        ) from None
     if url.get_backend_name() != "sqlite":
         return url
     if url.database in (None, "", ":memory:"):
         raise StudyError("--storage: a database in memory is lost with the process; name a file: sqlite:///FILE")
     return url.set(database=str(Path(str(url.database)).absolute()))
-
-
-def _no_driver(url: sqlalchemy.URL, fault: ImportError) -> StudyError:
-    package = _DRIVERS.get(fault.name or "", fault.name)
-    return StudyError(
-        f"--storage: {url.get_backend_name()} needs the Python package {fault.name}, which is not installed; run"
-        f" pip install '{package}'"
-    )
