@@ -75,7 +75,7 @@ class Magnitudes:
         if listed is None:
             self._block = PIECE
             if not kept and numel <= _HELD:
-                self._held, self._block = self._bits(0, numel), numel
+                self._held = self._bits(0, numel)
         self._order = listed or _Sampled(self._sample(), self._blocks, numel)
 
     def threshold(self, count: int) -> Threshold:
@@ -179,13 +179,14 @@ class _Sampled:
         position = (1 - count / self._numel) * size
         least, most = 0, _LARGEST
         if size:
-            # Magnitudes of a tensor stored in bfloat16 are often equal, and the sample's own is the one.
             guess = int(self._sample[min(int(position), size - 1)])
-            found = [(_count(bits > guess), _count(bits == guess)) for bits in self._blocks()]
-            rank, equals = count - sum(larger for larger, _ in found), [equal for _, equal in found]
-            if 0 < rank <= sum(equals):
-                return guess, rank, equals
-            least, most = (guess + 1, most) if rank <= 0 else (least, guess - 1)
+            # Magnitudes of tensors stored in bfloat16 are often equal; one that the sample has twice may be the k-th.
+            if _count(self._sample == guess) > 1:
+                found = [(_count(bits > guess), _count(bits == guess)) for bits in self._blocks()]
+                rank, equals = count - sum(larger for larger, _ in found), [equal for _, equal in found]
+                if 0 < rank <= sum(equals):
+                    return guess, rank, equals
+                least, most = (guess + 1, most) if rank <= 0 else (least, guess - 1)
         # Four standard deviations, for elements that are independent; where that was too few, there is another pass.
         margin = 2 * math.sqrt(size)
         while True:
