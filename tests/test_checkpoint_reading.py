@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -138,15 +139,35 @@ def test_reading_a_tensor_that_is_not_there(model: Path) -> None:
         Checkpoint.open(str(model)).read("model.nothing")
 
 
-def test_a_file_that_shrinks_while_open_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["shrinks", "is replaced", "is written to"])
+@pytest.mark.parametrize("read_before", [True, False])
+def test_a_file_that_changes_while_open_is_an_error(tmp_path: Path, change: str, read_before: bool) -> None:
     single(tmp_path, {"a": entry([1000], 0, 4000)}, bytes(4000))
-    checkpoint = Checkpoint.open(str(tmp_path))
-    with (tmp_path / "model.safetensors").open("r+b") as file:
-        file.truncate(100)
+    weights, checkpoint = tmp_path / "model.safetensors", Checkpoint.open(str(tmp_path))
+    if read_before:
+        assert same(checkpoint.read("a")[:500], checkpoint.piece("a", 0, 500))
+    if change == "is replaced":
+        # Of one size: only the names of the tensors are others.
+        (tmp_path / "new").write_bytes(blob({"b": entry([1000], 0, 4000)}, bytes(4000)))
+        (tmp_path / "new").replace(weights)
+    elif change == "shrinks":
+        os.truncate(weights, 100)
+    else:
+        weights.write_bytes(weights.read_bytes())
+        os.utime(weights, ns=(0, 0))  # clocks are coarse
     with pytest.raises(CheckpointError, match="changed since it was opened"):
         checkpoint.read("a")
     with pytest.raises(CheckpointError, match="changed since it was opened"):
         checkpoint.piece("a", 0, 1000)
+
+
+def test_no_file_stays_open(model: Path) -> None:
+    """Many models of many shards may have more files than a process may hold open."""
+    before = len(os.listdir("/dev/fd"))
+    checkpoint = Checkpoint.open(str(model))
+    for name, info in checkpoint.tensors.items():
+        assert same(checkpoint.read(name), checkpoint.piece(name, 0, info.numel).view(info.shape))
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_threads_read_at_once(model: Path) -> None:

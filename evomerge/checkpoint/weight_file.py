@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from evomerge.checkpoint.header import read_header, reading, starts_of
@@ -34,12 +33,13 @@ class WeightFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        with reading(path):
+            self._state = _state(path.stat())
         infos, first = read_header(path)
         self.tensors = {info.name: info for info in infos}
         self._starts = starts_of(infos, first)
         self._lock = threading.Lock()
         self._map: Any = None
-        self._file: FileIO | None = None
         self._closed = False
 
     def read(self, name: str) -> Tensor:
@@ -53,13 +53,11 @@ class WeightFile:
         """
         try:
             with self._lock, reading(self.path):
-                self._check_open()
+                self._check(self.path.stat())
                 if self._map is None:
                     self._map = safe_open(self.path, "pt")
                 tensor: Tensor = self._map.get_tensor(name)
                 return tensor
-        except SafetensorError as error:
-            raise self._changed() from error
         except RuntimeError:  # The system refuses to map a file larger than its memory.
             info = self.tensors[name]
             return self.piece(name, 0, info.numel).reshape(info.shape)
@@ -79,32 +77,37 @@ class WeightFile:
         """
         dtype, at = self.tensors[name].dtype, self._starts[name]
         data = torch.empty((stop - start) * dtype.itemsize, dtype=torch.uint8)
-        with self._lock, reading(self.path):
-            self._check_open()
-            file = self._file = self._file or FileIO(self.path)
         read = 0
-        while read < len(data):
-            with reading(self.path):
-                count = os.preadv(file.fileno(), [data.numpy().data[read:]], at + start * dtype.itemsize + read)
-            if count == 0:
-                raise self._changed()
-            read += count
+        # Opened for each piece: the shards of many models may be more files than a process may hold open.
+        with reading(self.path), self.path.open("rb", buffering=0) as file:
+            self._check(os.fstat(file.fileno()))
+            file.seek(at + start * dtype.itemsize)
+            while read < len(data):
+                count = file.readinto(data.numpy().data[read:])
+                if not count:
+                    raise self._changed()
+                read += count
         return data.view(dtype)
 
     def close(self) -> None:
-        """Closes the file; views of it stay valid."""
+        """Ends reading; views stay valid."""
         with self._lock:
             self._closed = True
             self._map = None
-            if self._file is not None:
-                self._file.close()
 
-    def _check_open(self) -> None:
+    def _check(self, found: os.stat_result) -> None:
         if self._closed:
             raise CheckpointError(f"{self.path}: the checkpoint is closed; open it again to read")
+        if _state(found) != self._state:
+            raise self._changed()
 
     def _changed(self) -> CheckpointError:
         return CheckpointError(f"{self.path}: changed since it was opened; do not write to a model that is in use")
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    """What is different once a file was replaced, truncated or written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
