@@ -23,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy
 from sqlalchemy import column, func, or_, select, table
@@ -34,18 +35,36 @@ from evomerge.study import Record, prepare
 from evomerge.study.storage import Storage
 
 
+class Process(Protocol):
+    """A process of `subprocess`, or one that is used like it."""
+
+    def poll(self) -> int | None:
+        """Returns the exit status, negative for a signal; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns the exit status; raises `subprocess.TimeoutExpired` if it still runs after `timeout` seconds."""
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+
+
 def search_command(recipe: Path, folder: Path, options: list[str]) -> list[str]:
     """Returns the command that starts the search in `folder`, or resumes it."""
     return [sys.executable, "-m", "evomerge", "search", str(recipe), "--run-dir", str(folder), *options]
 
 
 def killed_search(
-    command: list[str], folder: Path, kills: int, spread: float, rng: random.Random, storage: str | None = None
+    start: Callable[[], Process],
+    folder: Path,
+    kills: int,
+    spread: float,
+    rng: random.Random,
+    storage: str | None = None,
 ) -> list[int]:
     """Runs the search to its end, killing it several times; returns the number of recorded trials at each kill.
 
     Args:
-        command: starts the search, or resumes it.
+        start: starts the search, or resumes it.
         folder: its run's folder.
         kills: how many times.
         spread: each kill comes within this many seconds of the search's next score.
@@ -55,22 +74,23 @@ def killed_search(
     seen = []
     while len(seen) < kills:
         before = scored(folder, storage)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = start()
         # A kill before the first score tests little: the clock starts with the next score.
         while process.poll() is None and scored(folder, storage) <= before:
             time.sleep(0.02)
         try:
             process.wait(timeout=rng.uniform(0, spread))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        if process.returncode != -signal.SIGKILL:
-            if process.returncode:
-                raise SystemExit(f"the search failed:\n{errors.decode()}")
+            process.kill()
+        ended = process.wait()
+        if ended != -signal.SIGKILL:
+            if ended:
+                raise SystemExit("the search failed, see above")
             break
         with Record(folder, storage) as record:
             seen.append(len(record.trials))
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if start().wait():
+        raise SystemExit("the search failed, see above")
     return seen
 
 
@@ -124,7 +144,9 @@ def check_search(
     took = time.monotonic() - started
     print(f"undisturbed: {took:.0f} s", flush=True)
     # Half of that on average, start-up not counted, so that the search outlasts all kills.
-    seen = killed_search(search_command(recipe, killed, options), killed, kills, took / kills / 2, rng, storage)
+    command = search_command(recipe, killed, options)
+    start = functools.partial(subprocess.Popen, command, stdout=subprocess.DEVNULL)
+    seen = killed_search(start, killed, kills, took / kills / 2, rng, storage)
     print(f"killed {len(seen)} times, with {seen} trials recorded")
     left, right = run_state(whole, storage), run_state(killed, storage)
     print(f"files: {', '.join(right['files'])}")

@@ -14,7 +14,8 @@ import sqlalchemy
 
 from evomerge.errors import StudyError
 from evomerge.study import Record, runs
-from scripts.check_kills import killed_search, run_state, search_command
+from scripts.check_kills import killed_search, run_state
+from tests.study.forked import Forked
 from tests.study.search_case import Watcher, search, write_case
 from tests.test_cli import evomerge
 
@@ -49,8 +50,8 @@ def test_a_search_that_is_killed_on_postgresql_ends_as_one_that_never_was(
     case: Path, whole: Path, server: str, tmp_path: Path
 ):
     url, folder = with_password(server), tmp_path / "killed"
-    command = search_command(case, folder, ["--device", "cpu", "--storage", url])
-    seen = killed_search(command, folder, 1, 0.2, random.Random(0), url)
+    command = ("search", case, "--run-dir", folder, "--device", "cpu", "--storage", url)
+    seen = killed_search(lambda: Forked(*command), folder, 1, 0.2, random.Random(0), url)
     assert seen
     state = run_state(folder, url)
     assert without_files(state) == without_files(run_state(whole))

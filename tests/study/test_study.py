@@ -19,7 +19,8 @@ from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, R
 from evomerge.merge import into_directory, open_recipe, parents
 from evomerge.recipe import Recipe
 from evomerge.study import Record, SearchSpec, Study, conclude, prepare
-from scripts.check_kills import killed_search, run_state, search_command
+from scripts.check_kills import killed_search, run_state
+from tests.study.forked import Forked
 from tests.study.search_case import Watcher, search, write_case
 
 
@@ -103,9 +104,9 @@ def test_a_search_that_was_stopped_goes_on_as_if_nothing_had_happened(optimizer:
 def test_three_kills_lose_nothing(tmp_path: Path):
     recipe = write_case(tmp_path, evaluations=40)
     search(recipe, tmp_path / "whole")
-    command = search_command(recipe, tmp_path / "killed", ["--device", "cpu"])
     # A tenth of a second after a score: the whole search takes little more than one.
-    seen = killed_search(command, tmp_path / "killed", 3, 0.1, random.Random(0))
+    command = ("search", recipe, "--run-dir", tmp_path / "killed", "--device", "cpu")
+    seen = killed_search(lambda: Forked(*command), tmp_path / "killed", 3, 0.1, random.Random(0))
     assert seen == sorted(seen)
     assert len(seen) >= 2
     assert run_state(tmp_path / "whole") == run_state(tmp_path / "killed")
