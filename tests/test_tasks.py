@@ -8,10 +8,13 @@ import datetime
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pyarrow
 import pyarrow.parquet
@@ -20,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import EvaluationError, TaskError
-from evomerge.tasks import Task
+from evomerge.tasks import Task, templates
 from evomerge.tasks.data import read_rows, shuffled
 from evomerge.tasks.templates import Template, TemplateError
 
@@ -726,6 +729,58 @@ def test_rows_hold_any_data_that_can_be_copied():
     assert Template("{{ day }} {{ price }} {{ bytes.decode() }}").render(row) == "2020-02-03 1.50 x"
     with pytest.raises(TemplateError, match="not plain data"):
         Template("{{ day }}").render({"day": lambda: None})
+
+
+def test_of_an_object_that_is_no_data_only_the_name_of_its_type_is_sent():
+    class Picture:
+        def __reduce__(self):
+            raise AssertionError("it is sent")
+
+    row = {"question": "Q?", "picture": Picture(), "all": [Picture()], "at": datetime.datetime.now(ZoneInfo("UTC"))}
+    assert Template("{{ question }} {{ at.year }}").render(row).startswith("Q? 2")
+    for text in ("{{ picture }}", "{{ all }}"):
+        with pytest.raises(TemplateError, match="Picture"):
+            Template(text).render(row)
+
+
+@pytest.fixture
+def worker():
+    one = templates._Worker()
+    yield one
+    if one._process is not None:
+        one._process.kill()
+        one._process.communicate()
+
+
+def test_a_signal_that_the_parent_ignores_still_stops_a_template(worker):
+    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    try:
+        worker.ask("", "text", None)
+        threading.Timer(5, worker._process.kill).start()
+        with pytest.raises(TemplateError, match="more than"):
+            worker.ask("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "text", {})
+    finally:
+        signal.signal(signal.SIGPROF, before)
+
+
+def test_an_interrupt_of_the_whole_group_does_not_reach_the_worker(worker):
+    worker.ask("", "text", None)
+    assert os.getpgid(worker._process.pid) != os.getpgrp()
+
+
+def test_a_process_that_cannot_be_started_is_a_fault(worker, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/none")
+    with pytest.raises(TemplateError, match="cannot be started"):
+        worker.ask("", "text", None)
+
+
+def test_a_forked_process_renders_whatever_other_threads_were_doing():
+    with templates._WORKER._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            os._exit(Template("{{ n }}").render(ROW) != "3")
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @settings(deadline=None)

@@ -38,7 +38,7 @@ MAX_SECONDS = 0.5
 MAX_BYTES = 512 * 2**20
 """Address space of this process; Python and Jinja take a tenth of it."""
 
-_PRINTABLE = (str, int, float, Decimal, list, tuple, Mapping, datetime.date, datetime.time, datetime.timedelta)
+PRINTABLE = (str, int, float, Decimal, list, tuple, Mapping, datetime.date, datetime.time, datetime.timedelta)
 """What prints the same in every run: an object's address in memory does not."""
 
 
@@ -66,7 +66,7 @@ def _printed(value: Any) -> Any:
     """Returns the value that is about to be printed; refuses nulls and what is not data."""
     if value is None:
         raise _Refused('a null would be printed as "None"; use rows without nulls or | default("", true)')
-    return value if isinstance(value, (jinja2.Undefined, *_PRINTABLE)) else _not_data(value)
+    return value if isinstance(value, (jinja2.Undefined, *PRINTABLE)) else _not_data(value)
 
 
 def _not_data(value: Any) -> NoReturn:
@@ -180,14 +180,21 @@ def _answer(text: str, kind: str, variables: Mapping[str, Any] | None) -> str:
     return json.dumps({"fault": message[:2000]})
 
 
+class _Jobs(pickle.Unpickler):
+    """Reads jobs. What is not data was sent as its type's name alone; it becomes an object that cannot be printed."""
+
+    def persistent_load(self, name: str) -> Any:
+        return type(name, (), {"__repr__": _not_data})()
+
+
 def main() -> None:
     """Answers the jobs on standard input, pickled arguments of `_answer`, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks handles interrupts
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent may ignore it, and what is ignored stays so here
     with contextlib.suppress(ValueError, OSError):  # a lower limit is set, or the system has none
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, MemoryError):  # a row takes all of the memory
         while True:
-            job = pickle.load(sys.stdin.buffer)
+            job = _Jobs(sys.stdin.buffer).load()
             signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # ends the process even within a loop
             reply = _answer(*job)
             signal.setitimer(signal.ITIMER_PROF, 0)

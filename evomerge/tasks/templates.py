@@ -6,7 +6,10 @@ which may be hostile.
 
 from __future__ import annotations
 
+import datetime
+import io
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -88,6 +91,16 @@ def render_chat(template: str, messages: Iterable[Mapping[str, str]], tokens: Ma
     return str(_WORKER.ask(template, "chat", given))
 
 
+class _Jobs(pickle.Pickler):
+    """Writes jobs; of an object that is not data, such as an image, the name of its type alone."""
+
+    _DATA = (*template_worker.PRINTABLE, type(None), bytes, set, frozenset, datetime.tzinfo)
+
+    def persistent_id(self, value: Any) -> str | None:
+        # What is called makes the data: a day is written as its class and numbers.
+        return None if isinstance(value, self._DATA) or callable(value) else type(value).__name__
+
+
 class _Worker:
     """The process that renders; started with the first template, and again after a template has ended it."""
 
@@ -101,20 +114,26 @@ class _Worker:
         Raises:
             TemplateError: it makes nothing of it.
         """
+        job = io.BytesIO()
         try:
-            job = pickle.dumps((text, kind, variables))
+            _Jobs(job).dump((text, kind, variables))
         except Exception as fault:  # of any object in a data set
             raise TemplateError(f"the row has a value that is not plain data: {fault}") from None
         with self._lock:
-            reply = self._exchange(job)
+            reply = self._exchange(job.getbuffer())
         if "fault" in reply:
             raise TemplateError(reply["fault"])
         return reply["made"]
 
-    def _exchange(self, job: bytes) -> dict[str, Any]:
+    def _exchange(self, job: memoryview) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, "-P", template_worker.__file__]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            pipe = subprocess.PIPE
+            try:
+                # Ctrl-C is sent to the group of this process; the worker has its own.
+                self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, process_group=0)
+            except OSError as fault:
+                return {"fault": f"the process that renders templates cannot be started: {fault}"}
         process = self._process
         stdin, stdout = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
         try:
@@ -136,3 +155,5 @@ class _Worker:
 
 
 _WORKER = _Worker()
+# A forked process has a worker of its own; another thread may have held the lock.
+os.register_at_fork(after_in_child=_WORKER.__init__)  # type: ignore[misc]
