@@ -104,8 +104,8 @@ class Record:
         self._locks: list[sqlalchemy.Connection | int] = []
         try:
             self._lock_folder()
-            self._check_place(storage is not None)
-            self._open(own=storage is None)
+            self._check_place()
+            self._open()
         except BaseException:
             self.close()
             raise
@@ -128,7 +128,7 @@ class Record:
                 reason = f"its file system cannot lock it ({fault.strerror})"
             raise StudyError(f"{self.folder}: {reason}, or use another --run-dir") from None
 
-    def _check_place(self, elsewhere: bool) -> None:
+    def _check_place(self) -> None:
         """Refuses a database other than the one that holds the run's record."""
         known = storage_of(self.folder)
         if known and known != self._place.label:
@@ -136,17 +136,17 @@ class Record:
                 f"{self.folder}: its record is in {known}; resume with --storage and the URL of that database"
                 f" (if it has moved, put its new URL, without the password, into {self.folder / ELSEWHERE})"
             )
-        if elsewhere and (self.folder / DATABASE).exists():
+        if not self._place.own and (self.folder / DATABASE).exists():
             raise StudyError(
                 f"{self.folder}: its record is in {DATABASE}; resume without --storage, or use another --run-dir"
             )
 
-    def _open(self, own: bool) -> None:
+    def _open(self) -> None:
         place, path = self._place, self.folder / DATABASE
         try:
             for left in self.folder.glob(partial(Path("*")).name):
                 left.unlink()
-            if own and not path.exists():
+            if place.own and not path.exists():
                 # Making the tables takes many transactions: a database is complete before it has its name.
                 place.open(partial(path)).engine.dispose()
                 os.replace(partial(path), path)
@@ -156,10 +156,10 @@ class Record:
             ) from None
         with _reading(place):
             self._storage = place.open()
-            lock = None if own else place.lock(self._storage)
+            lock = None if place.own else place.lock(self._storage)
         if lock is not None:
             self._locks.append(lock)
-        elif not own:
+        elif not place.own:
             raise StudyError(
                 f"{place.title}: another evomerge is searching here; wait for it, or use another --run-dir"
             )
@@ -170,6 +170,12 @@ class Record:
         with _reading(self._place):
             _check_integrity(self._place, self._storage)
             if self._place.study not in optuna.get_all_study_names(self._storage):
+                if storage_of(self.folder):
+                    raise StudyError(
+                        f"{self._place.title}: not found, but {self.folder / ELSEWHERE} says that the record is in this"
+                        " database; if the folder was renamed, give it its old name; to start a new search, use another"
+                        " --run-dir"
+                    )
                 optuna.create_study(storage=self._storage, study_name=self._place.study, direction="maximize")
             self._study, self._attributes, self._trials = _read(self._place, self._storage)
         if not self._attributes:
@@ -181,7 +187,7 @@ class Record:
         Raises:
             StudyError: the note cannot be written.
         """
-        if self._place.path != self.folder / DATABASE:
+        if not self._place.own:
             write_atomically(self.folder / ELSEWHERE, self._place.label + "\n")
 
     def clear(self) -> None:
@@ -190,6 +196,7 @@ class Record:
         Raises:
             StudyError: it cannot be written.
         """
+        (self.folder / ELSEWHERE).unlink(missing_ok=True)  # which would require the study
         self._written(lambda: optuna.delete_study(study_name=self._place.study, storage=self._storage))
         self._load()
 
@@ -280,7 +287,8 @@ def recorded_trials(folder: Path) -> tuple[Trial, ...]:
         storage = place.open()
         try:
             _check_integrity(place, storage)
-            return tuple(_read(place, storage)[2])
+            begun = place.study in optuna.get_all_study_names(storage)
+            return tuple(_read(place, storage)[2]) if begun else ()
         finally:
             storage.engine.dispose()
 
@@ -288,7 +296,7 @@ def recorded_trials(folder: Path) -> tuple[Trial, ...]:
 def storage_of(folder: Path) -> str:
     """Returns the database that holds a run's record, without its password; empty if that is study.db."""
     try:
-        return (folder / ELSEWHERE).read_text(encoding="utf-8").strip()
+        return (folder / ELSEWHERE).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from evomerge.errors import StudyError
 from evomerge.study.record import RESULT, recorded_trials, storage_of
@@ -51,7 +51,7 @@ def runs(folder: Path) -> list[Run]:
 def _run(folder: Path) -> Run:
     result, storage = _result(folder), storage_of(folder)
     # A record in another database may need a password: of such a run, only its folder is read.
-    done, best = result.get("evaluations"), result.get("winner", {}).get("search")
+    done, best = (result.evaluations, result.best) if result else (None, None)
     if not storage:
         try:
             trials = recorded_trials(folder)
@@ -62,17 +62,26 @@ def _run(folder: Path) -> Run:
     if _is_locked(folder):
         return Run(folder, "running", done, best, "", storage)
     # A search with more evaluations than its result says is being extended.
-    if result and result.get("evaluations") == done:
-        return Run(folder, "finished", done, best, str(result.get("verdict", "")), storage)
+    if result and result.evaluations == done:
+        return Run(folder, "finished", done, best, result.verdict, storage)
     return Run(folder, "stopped", done, best, "", storage)
 
 
-def _result(folder: Path) -> dict[str, Any]:
+class _Result(NamedTuple):
+    """What a list of runs shows of a result.json."""
+
+    evaluations: int
+    best: float
+    verdict: str
+
+
+def _result(folder: Path) -> _Result | None:
+    """Returns a run's result; None where there is none, or something else under its name."""
     try:
         found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return _Result(int(found["evaluations"]), float(found["winner"]["search"]), str(found["verdict"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _is_locked(folder: Path) -> bool:

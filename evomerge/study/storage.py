@@ -44,19 +44,20 @@ class Storage:
         study: the study's name.
         title: the study in messages: the run's folder, or the database and the study's name.
         path: the file of an SQLite database; None for a server's.
+        own: whether the database is study.db in the folder.
 
     Raises:
         StudyError: the URL is not one of a supported database, or the database's driver is not installed.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
-        if url is None:
-            self.path: Path | None = folder / DATABASE
-            self.url = sqlalchemy.URL.create("sqlite", database=str(self.path))
-            self.label, self.study, self.title = str(self.path), STUDY, str(folder)
-            return
-        self.url = _parsed(url)
+        own = folder / DATABASE
+        self.url = sqlalchemy.URL.create("sqlite", database=str(own)) if url is None else _parsed(url)
         self.path = Path(self.url.database or "") if self.url.get_backend_name() == "sqlite" else None
+        self.own = self.path is not None and self.path.resolve() == own.resolve()
+        if self.own:  # also where a URL says so
+            self.label, self.study, self.title = str(own), STUDY, str(folder)
+            return
         # Passwords may be in the query as well.
         secret = [key for key in self.url.query if "pass" in key.lower()]
         shown = self.url.difference_update_query(secret)._replace(password=None)

