@@ -417,7 +417,8 @@ def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(
     folder, _ = found
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     _due["config.json"] = bug
-    done = evomerge("check", folder / "recipe.yaml")
+    url = "postgresql://me:hunter2@host/runs?password=hunter2&sslmode=require"
+    done = evomerge("search", folder / "recipe.yaml", "--storage", url)
     (report,) = tmp_path.iterdir()
     told = f"ZeroDivisionError: one: a bug in evomerge; please report it with the traceback in {report}"
     assert (done.returncode, done.stderr) == (1, f"error {told}\n")
@@ -425,3 +426,4 @@ def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(
     assert "Traceback" in text
     assert "recipe.yaml" in text
     assert "open_checkpoint" in text
+    assert "'postgresql://me:***@host/runs?password=***&sslmode=require'" in text

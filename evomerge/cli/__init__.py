@@ -102,16 +102,22 @@ def _bug(fault: Exception) -> str:
     import tempfile
     import traceback
 
-    details = "".join(traceback.format_exception(fault))
     head = f"evomerge {evomerge.__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv}\n\n"
+    details = _without_passwords(head + "".join(traceback.format_exception(fault)))
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="evomerge-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as file:
-            file.write(head + details)
+            file.write(details)
         report = f"the traceback in {file.name}"
     except OSError:
         sys.stderr.write(details)
         report = "the lines above"
-    message = (str(fault).strip().splitlines() or ["no message"])[0][:200]
+    message = _without_passwords((str(fault).strip().splitlines() or ["no message"])[0])[:200]
     return f"{type(fault).__name__}: {message}: a bug in evomerge; please report it with {report}"
+
+
+def _without_passwords(text: str) -> str:
+    """Returns text whose URLs show no passwords: the user will send it to others."""
+    text = re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1***@", text)
+    return re.sub(r"(pass\w*=)[^&\s'\"]+", r"\1***", text)

@@ -28,7 +28,7 @@ class Outcome:
         state: how far it got.
         objectives: what is maximized, the main one first; empty where it failed, or before the objective is known.
         items: for each task, one score an item; None for an item that was not scored.
-        seconds: for ``build``, ``evaluate`` and ``other`` (everything else since the previous evaluation).
+        seconds: for ``build``, ``evaluate`` and ``other`` (the rest of the evaluation).
         prompt_tokens: tokens that the model read.
         new_tokens: tokens that it wrote.
         error: why it failed; None where it did not.

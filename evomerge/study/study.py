@@ -30,6 +30,9 @@ from evomerge.study.record import Record, Trial, recipe_key, write_atomically
 from evomerge.study.search_spec import SearchSpec
 from evomerge.tasks import Split
 
+_RECIPE_HEAD = "The recipe of this search."
+_BEST_HEAD = "The best merge of"
+
 MOST_FAILURES = 12
 """A search whose first candidates all fail stops after this many: the cause is not their numbers."""
 
@@ -78,6 +81,7 @@ class Study:
         self.observer = observer
         self._device = device
         self._noted = False
+        _refuse_overwriting(folder)
         self.record = Record(folder, storage)
         try:
             self._check_identity()
@@ -86,7 +90,6 @@ class Study:
             raise
         self._planner = Planner(spec.checkpoints)
         self._scoring: tuple[Runtime, Evaluator] | None = None
-        self._mark = time.perf_counter()
         self.baselines: dict[str, Outcome] = {}
         self._known: dict[str, Outcome] = {}  # by `Trial.key`
         self.objective = Objective(spec.task_weights, None)
@@ -129,7 +132,7 @@ class Study:
             self.record.set_attribute("digests", digests)
         self.record.bind()
         if recorded is None or not path.exists():
-            write_atomically(path, self.spec.recipe.to_yaml("The recipe of this search."))
+            write_atomically(path, self.spec.recipe.to_yaml(_RECIPE_HEAD))
 
     def _note_environment(self) -> None:
         if not self._noted:
@@ -276,8 +279,7 @@ class Study:
     def evaluate(self, recipe: Recipe, what: str, split: Split) -> Outcome:
         """Returns the outcome of building and scoring a recipe; a failure is an outcome with its error."""
         self.scoring  # noqa: B018 (made now, so that it does not count as this evaluation's time)
-        self._mark_time()
-        started = self._mark
+        started = time.perf_counter()
         try:
             scores, built = self._scores(recipe, what, split)
         except (StudyError, TaskError, BrokenPipeError):
@@ -288,7 +290,7 @@ class Study:
             spent = time.perf_counter() - started
         else:
             seconds = {"build": built, "evaluate": scores.cost.seconds}
-            seconds["other"] = max(self._mark_time() - sum(seconds.values()), 0.0)
+            seconds["other"] = max(time.perf_counter() - started - sum(seconds.values()), 0.0)
             cost = scores.cost
             return Outcome(State.COMPLETE, (), scores.by_task(), seconds, cost.prompt_tokens, cost.new_tokens)
         if not own:
@@ -327,11 +329,6 @@ class Study:
                 " are safe: fix the cause, then run the same command again to resume"
             ) from None
 
-    def _mark_time(self) -> float:
-        """Returns the seconds since the last call."""
-        before, self._mark = self._mark, time.perf_counter()
-        return self._mark - before
-
     def value(self, outcome: Outcome) -> float | None:
         """Returns the objective of an outcome; None if it failed."""
         return None if outcome.state is State.FAILED else self.objective(outcome.means)
@@ -357,7 +354,7 @@ class Study:
         if best is None:
             return
         head = (
-            f"The best merge of {self.folder.name}: trial {best.number}, search score {best.objective:.4f}.\n"
+            f"{_BEST_HEAD} {self.folder.name}: trial {best.number}, search score {best.objective:.4f}.\n"
             f"Make its model: evomerge apply {self.folder / 'best.yaml'} OUT_DIR"
         )
         folders = self.spec.recipe.folders
@@ -368,6 +365,20 @@ class Study:
         write_atomically(
             self.folder / "best.yaml", Recipe.model_validate(best.recipe).with_models(anywhere).to_yaml(head)
         )
+
+
+def _refuse_overwriting(folder: Path) -> None:
+    """Raises where a search would replace a recipe that no search wrote."""
+    for name, head in (("recipe.yaml", _RECIPE_HEAD), ("best.yaml", _BEST_HEAD)):
+        path = folder / name
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue  # there is none, or the record has the better message
+        if not text.startswith(f"# {head}".encode()):
+            raise StudyError(
+                f"{path}: not written by a search, which would replace it; use another --run-dir, or move it away"
+            )
 
 
 def _rank(trial: Trial) -> tuple[float, int]:

@@ -98,3 +98,13 @@ def test_a_search_goes_on_where_other_hardware_asks_for_other_last_bits(optimize
     with pytest.raises(KeyboardInterrupt):
         search(recipe, tmp_path / "run", Watcher(stop_at=16), evaluations=18)
     search(recipe, tmp_path / "run", evaluations=18)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "best.yaml"])
+def test_a_recipe_that_no_search_wrote_is_not_replaced(name: str, case: Path, tmp_path: Path):
+    text = f"# Mine.\n{case.read_text()}"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(StudyError, match=rf"{name}: not written by a search, which would replace it; use another --ru"):
+        search(tmp_path / name, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
