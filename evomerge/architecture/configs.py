@@ -163,6 +163,8 @@ def _expected(key: str, value: Any, *, inner: bool, kind: Any) -> str:
         return "1 or more" if value == 0 and _HEADS.fullmatch(key) else ""
     if not isinstance(value, str):
         return ""
+    if key == "tie_word_embeddings":
+        return "true or false"
     if key in ("dtype", "torch_dtype"):
         known = value == "auto" or isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
         return "" if known else "a dtype of torch, such as bfloat16"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evomerge.architecture import check_values
+from evomerge.architecture import Architecture, LanguagePart, check_values
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError
 from evomerge.merge.component import language_parts
@@ -53,15 +53,17 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     component of each is seen, and what else the larger model has is one more checkpoint.
 
     Raises:
-        RecipeError: with a line for every model that cannot be opened, or whose config.json has a wrong value.
-        ArchitectureError: a model has no such component.
+        RecipeError: with a line for every model that cannot be opened, whose config.json has a wrong value, or whose
+            layers cannot be found.
     """
     opened: dict[str, Checkpoint] = {}
     faults: list[str] = []
+    kind = LanguagePart if recipe.component else Architecture
     for reference in recipe.references():
         try:
             opened[reference] = open_checkpoint(reference, recipe.folders)
             check_values(opened[reference].config)
+            kind.of(opened[reference].config, opened[reference].tensors)
         except CheckpointError as fault:
             faults += recipe.model_faults(reference, fault)
         except ArchitectureError as fault:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from evomerge.architecture import check_values, parsed
-from evomerge.errors import ArchitectureError
+from evomerge.errors import ArchitectureError, RecipeError
+from evomerge.merge import open_recipe
 from tests.study.search_case import write_case
 from tests.test_cli import evomerge
-from tests.tiny import tiny_config
+from tests.tiny import tiny_checkpoint, tiny_config
 
 TEXTS: dict[str, Any] = {
     "hidden_size": "big",
@@ -101,6 +102,26 @@ def test_the_key_is_found_in_the_text_model_of_a_model_of_images():
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "torch.float16", None])
 def test_a_dtype_is_read_in_all_forms_of_it(dtype: str | None):
     check_values({"model_type": "llama", "torch_dtype": dtype, "hidden_act": "xielu"})
+
+
+def test_layers_that_cannot_be_found_are_told_for_every_model_with_its_line(tmp_path: Path):
+    lines = ["merge_method: linear", "models:"]
+    for name, depth in (("a", 3), ("b", 10**9)):
+        folder = tiny_checkpoint(tmp_path / name, layers=2)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": depth}))
+        lines.append(f"  - {{model: {folder}, parameters: {{weight: 1}}}}")
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecipeError) as error:
+        open_recipe(tmp_path / "recipe.yaml")
+    for (name, depth), line, fault in zip((("a", 3), ("b", 10**9)), (3, 4), error.value.faults, strict=True):
+        assert f"recipe.yaml:{line}: " in fault
+        assert f"{tmp_path / name}: the config states {depth} layers" in fault
+
+
+def test_a_flag_that_is_a_text_is_told_what_it_should_be():
+    with pytest.raises(ArchitectureError, match="tie_word_embeddings is 'yes'; expected true or false"):
+        check_values({"tie_word_embeddings": "yes"})
 
 
 def test_functions_of_other_models_than_those_of_transformers_are_their_own():
