@@ -411,6 +411,14 @@ def test_ctrl_c_says_one_true_line_in_every_command(found, tmp_path: Path):
     assert evomerge(*search).returncode == 0
 
 
+def test_output_to_a_full_disk_is_an_error_and_no_bug():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "evomerge", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    expected = "error the output: no space left on the device; make room, and run the command again\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
 def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(
     found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

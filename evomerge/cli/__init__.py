@@ -5,6 +5,7 @@ Imports only what is fast to import: Ctrl-C must be handled before the first slo
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -87,6 +88,8 @@ def _report(fault: Exception) -> None:
         label = ""
     elif isinstance(fault, DocumentError):
         label = f"{len(fault.faults)} fault{'s' * (len(fault.faults) > 1)}\n"
+    elif isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
+        text = f"{fault.filename or 'the output'}: no space left on the device; make room, and run the command again"
     elif not isinstance(fault, EvomergeError):
         text = _bug(fault)
     if label and sys.stderr.isatty() and "NO_COLOR" not in os.environ:

@@ -1,5 +1,5 @@
 """Scoring a language model on any items of tasks: items are tokenized once, and each gets one number."""
 
-from evomerge.evaluation.evaluator import Cost, Evaluator, ItemId, Scores, task_means
+from evomerge.evaluation.evaluator import Cost, Evaluator, ItemId, Scores
 
-__all__ = ["Cost", "Evaluator", "ItemId", "Scores", "task_means"]
+__all__ = ["Cost", "Evaluator", "ItemId", "Scores"]

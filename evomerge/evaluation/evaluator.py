@@ -68,12 +68,7 @@ class Scores:
     @property
     def means(self) -> dict[str, float]:
         """The mean over the items of each task."""
-        return task_means(self.by_task())
-
-
-def task_means(items: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Returns the mean over the items of each task."""
-    return {name: math.fsum(values) / len(values) for name, values in items.items()}
+        return {name: math.fsum(values) / len(values) for name, values in self.by_task().items()}
 
 
 class Evaluator:

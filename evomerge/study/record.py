@@ -145,7 +145,8 @@ class Record:
         place, path = self._place, self.folder / DATABASE
         try:
             for left in self.folder.glob(partial(Path("*")).name):
-                left.unlink()
+                if left.is_file():  # `apply` writes models in folders of such names
+                    left.unlink()
             if place.own and not path.exists():
                 # Making the tables takes many transactions: a database is complete before it has its name.
                 place.open(partial(path)).engine.dispose()

@@ -92,12 +92,6 @@ class ReportData:
         return searched and self.difference_interval is not None and self.difference_interval[0] > 0
 
     @property
-    def apart(self) -> bool:
-        """Whether the winner's interval lies wholly above every competitor's."""
-        own = self.winner.interval
-        return own is not None and all(own[0] > other.interval[1] for other in self.competitors if other.interval)
-
-    @property
     def verdict(self) -> str:
         """One sentence: whether the winner beats its competitors."""
         rival = self.rival

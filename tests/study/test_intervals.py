@@ -94,7 +94,6 @@ def test_the_base_and_the_mean_are_to_be_beaten_like_every_parent(rival: str):
     assert found.rival is not None
     assert found.rival.name == rival
     assert not found.beaten
-    assert not found.apart
     assert found.verdict.startswith("Not beaten: the winner does not score significantly above the best")
     assert ("the mean of the parents" if rival == "mean" else rival) in found.verdict
     assert found.as_data()["difference"] == {
@@ -104,7 +103,6 @@ def test_the_base_and_the_mean_are_to_be_beaten_like_every_parent(rival: str):
     }
     lower = report(0.835, (0.02, 0.1), **({"base": 0.1, "mean": 0.2, "parent": 0.265} | {rival: 0.7}))
     assert lower.beaten
-    assert lower.apart
     assert lower.verdict.startswith("Beaten: the winner scores above")
 
 
