@@ -109,7 +109,8 @@ class Architecture:
         past = _index(name, self.stack)
         if past is None or not self.num_layers:
             return name
-        return self._numbered(name, past - self.num_layers + depth)
+        _, dot, rest = name[len(self.stack) :].partition(".")
+        return f"{self.stack}{past - self.num_layers + depth}{dot}{rest}"
 
     def position(self, name: str) -> Literal["before", "layers", "after"]:
         """Where a tensor takes part: embeddings before the layers, the final norm and the head after them.
@@ -120,24 +121,6 @@ class Architecture:
         if self.layer_of(name) is not None:
             return "layers"
         return "after" if name in self._late else "before"
-
-    def renamed(self, name: str, layer: int) -> str:
-        """The name of the same tensor at another layer.
-
-        Args:
-            name: a tensor of a layer.
-            layer: the other layer's index, 0 or more; it may lie past `num_layers`.
-
-        Raises:
-            ArchitectureError: the tensor belongs to no layer.
-        """
-        if self.layer_of(name) is None:
-            raise ArchitectureError(f"{name} belongs to no layer; only tensors of {self.stack}N can be moved")
-        return self._numbered(name, layer)
-
-    def _numbered(self, name: str, layer: int) -> str:
-        _, dot, rest = name[len(self.stack) :].partition(".")
-        return f"{self.stack}{layer}{dot}{rest}"
 
 
 def _stacks(names: Iterable[str]) -> dict[str, set[int]]:
