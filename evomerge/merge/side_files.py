@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from evomerge.checkpoint import Checkpoint, CheckpointView, read_object
 from evomerge.document import suggestion
+from evomerge.errors import CheckpointError
 from evomerge.merge.plan import Plan
 from evomerge.recipe import Recipe
 
@@ -70,12 +70,16 @@ def _template_of(checkpoint: Checkpoint) -> str | None:
     """Returns a model's own default template."""
     while isinstance(checkpoint, CheckpointView):  # Whose folder may hold the result's tokenizer.
         checkpoint = checkpoint.inner
-    path = checkpoint.folder / _TEMPLATE_FILE
-    if path.is_file():
-        return path.read_text(encoding="utf-8").strip() or None
-    settings = checkpoint.folder / _SETTINGS
+    path, settings = checkpoint.folder / _TEMPLATE_FILE, checkpoint.folder / _SETTINGS
     template = read_object(settings).get("chat_template") if settings.is_file() else None
     if isinstance(template, list):
-        named: Mapping[Any, Any] = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
-    return template.strip() or None if isinstance(template, str) else None
+        named = [one.get("template") for one in template if isinstance(one, dict) and one.get("name") == "default"]
+        template = next(iter(named), None)
+    try:
+        if path.is_file():
+            template = path.read_text(encoding="utf-8")
+        text = template.strip() if isinstance(template, str) else ""
+        text.encode()
+    except UnicodeError as fault:
+        raise CheckpointError(f"{checkpoint.folder}: its chat template is not UTF-8 text: {fault}") from None
+    return text or None

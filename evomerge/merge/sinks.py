@@ -106,6 +106,7 @@ def into_directory(
         CheckpointError: a model cannot be read, or the folder cannot be written.
     """
     store = WeightStore(plan.layout.checkpoints, "disk", torch.device("cpu"), reused=False)
+    files, texts = side_files(plan)  # what is wrong with them is found before the merge
     read = [path for checkpoint in plan.layout.checkpoints.values() for path in checkpoint.paths()]
     with CheckpointWriter(
         folder, plan.layout.tensors, shard_bytes=shard_bytes, overwrite=overwrite, needed=[*needed, *read]
@@ -120,7 +121,6 @@ def into_directory(
 
         # Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes.
         _in_parallel((partial(carry, job) for job in plan.layout.jobs), _MOST_IN_FLIGHT, progress)
-        files, texts = side_files(plan)
         out.commit(config=plan.layout.config, files=files, texts=texts)
 
 

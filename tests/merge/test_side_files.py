@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from evomerge.errors import RecipeError
+from evomerge.errors import CheckpointError, RecipeError
 from evomerge.merge import checked_method, into_directory, open_models, plan
 from evomerge.recipe import Recipe
 from tests.tiny import CHAT_TEMPLATE, tiny_checkpoint
@@ -79,6 +79,22 @@ def test_auto_is_what_most_models_have(models: Path, tmp_path: Path):
     out = made(union, models, tmp_path / "union", "bare other chat chat2")
     assert AutoTokenizer.from_pretrained(out).chat_template == CHAT_TEMPLATE.strip()
     assert AutoTokenizer.from_pretrained(made("chat_template: auto", models, tmp_path / "none")).chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", b"\xff{{ messages }}"),
+        ("tokenizer_config.json", b'{"chat_template": "\\ud800"}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": [1]}, {"name": "default", "template": "\\ud800"}]}'),
+    ],
+)
+def test_a_template_that_is_no_text_is_refused_before_anything_is_written(name: str, content: bytes, tmp_path: Path):
+    tiny_checkpoint(tmp_path / "bad", layers=1)
+    (tmp_path / "bad" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"bad: its chat template is not UTF-8 text"):
+        made("chat_template: auto", tmp_path, tmp_path / "out", "bad")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 def test_text_is_taken_as_it_is_and_nothing_leaves_the_tokenizer_alone(models: Path, tmp_path: Path):
