@@ -153,12 +153,12 @@ def test_a_repeated_key_is_refused_with_its_line():
 def test_a_yaml_bomb_is_refused_before_it_takes_memory():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    start = time.perf_counter()
+    start = time.thread_time()
     assert "once aliases are expanded" in refused("\n".join(lines))
     merges = ["m0: &m0 {k0: 1}"]
     merges += [f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}" for i in range(1, 12)]
     assert "once aliases are expanded" in refused("\n".join(merges))
-    assert time.perf_counter() - start < 10
+    assert time.thread_time() - start < 10
 
 
 @pytest.mark.parametrize("text", ["&a [*a]", "a: &a {b: [*a]}", "a: &a\n  <<: *a\n"])

@@ -157,9 +157,9 @@ def test_no_text_breaks_the_metrics(text):
     "text", ["1,234" * 40_000, "9" * 200_000, "-" * 200_000, "1.234," * 40_000, "1e" * 90_000, "１" * 99_999]
 )
 def test_long_texts_are_read_in_linear_time(text):
-    start = time.perf_counter()
+    start = time.thread_time()
     number_in(text)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -689,7 +689,8 @@ def test_hostile_and_wrong_templates_are_refused_quickly(text):
     start = time.perf_counter()
     with pytest.raises(TemplateError):
         Template(text).render(ROW)
-    assert time.perf_counter() - start < 5
+    # Far more than it takes, as processes are started for it, and far less than the loops would.
+    assert time.perf_counter() - start < 60
 
 
 def test_after_a_template_that_was_stopped_the_next_ones_are_rendered():

@@ -161,9 +161,9 @@ class Record:
         if lock is not None:
             self._locks.append(lock)
         elif not place.own:
-            raise StudyError(
-                f"{place.title}: another evomerge is searching here; wait for it, or use another --run-dir"
-            )
+            # An SQLite file is locked as a whole, for all its studies.
+            held, other = (place.label, "file") if place.path else (place.title, "--run-dir")
+            raise StudyError(f"{held}: another evomerge is searching here; wait for it, or use another {other}")
         self._load()
 
     def _load(self) -> None:
