@@ -27,7 +27,7 @@ def evaluated(
         model: a folder, a Hub id, or the path of a recipe without holes.
         paths: task files.
         splits: ``search``, ``holdout``, or both.
-        device: see `empty_model`.
+        device: see `LiveModel`.
         dtype: the name of the dtype in which the model runs; ``auto``: the fastest.
 
     Raises:

@@ -1,7 +1,7 @@
 """Models that answer: a plan's weights in memory, run over token ids."""
 
 from evomerge.runtime.language_model import TorchLanguageModel
-from evomerge.runtime.live import LiveModel, compute_dtype, empty_model
+from evomerge.runtime.live import LiveModel, compute_dtype
 from evomerge.runtime.protocol import GenerationRequest, LanguageModel, LikelihoodRequest, Runtime, TokenCounts
 from evomerge.runtime.resident import ResidentRuntime
 
@@ -15,5 +15,4 @@ __all__ = [
     "TokenCounts",
     "TorchLanguageModel",
     "compute_dtype",
-    "empty_model",
 ]

@@ -22,25 +22,18 @@ from evomerge.merge.weight_store import WeightStore, compute_device
 from evomerge.runtime.placement import places
 
 
-def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
-    """Returns a model of transformers that writes text, with memory for its weights, but no values in them.
+def skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """Returns a model of transformers that writes text, without memory for its parameters.
 
     A model of text and images is complete, but is used with text alone.
 
     Args:
         config: a checkpoint's config.json.
         dtype: the dtype of its parameters.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` for the fastest one, and several GPUs where the model
-            does not fit on one; or ``meta`` for shapes without memory.
 
     Raises:
         ArchitectureError: transformers has no model of this type, none that writes text, or refuses the config.
     """
-    return _materialized(_skeleton(config, dtype), dtype, device)
-
-
-def _skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """Returns the model without memory for its parameters."""
     from accelerate import init_empty_weights
     from transformers import CONFIG_MAPPING
 
@@ -55,8 +48,8 @@ def _skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     return made_from(config, make)
 
 
-def _materialized(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
-    """Returns the model with memory for its parameters."""
+def materialized(model: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+    """Returns a model with memory for its parameters, but no values in them; see `LiveModel`."""
     from accelerate import dispatch_model, infer_auto_device_map
 
     # Parameters that transformers keeps in a wider dtype than the config says.
@@ -137,7 +130,8 @@ class LiveModel:
 
     Args:
         plan: any of the plans.
-        device: see `empty_model`.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` for the fastest one, and several GPUs where the model
+            does not fit on one; or ``meta`` for shapes without memory.
         dtype: the dtype of the parameters: the plan's, or a wider one, see `compute_dtype`.
 
     Attributes:
@@ -151,12 +145,12 @@ class LiveModel:
     def __init__(self, plan: Plan, device: str, dtype: torch.dtype) -> None:
         reference = plan.layout.donor.reference
         try:
-            skeleton = _skeleton(plan.layout.config, dtype)
+            empty = skeleton(plan.layout.config, dtype)
         except ArchitectureError as fault:
             raise ArchitectureError(f"{reference}: {fault}") from None
         # Before memory is allocated: a config with wrong sizes may need more than there is.
-        places(skeleton, plan.layout.tensors, reference)
-        self.model = _materialized(skeleton, dtype, device)
+        places(empty, plan.layout.tensors, reference)
+        self.model = materialized(empty, dtype, device)
         self.places = places(self.model, plan.layout.tensors, reference)
 
     def fill(self, plan: Plan, store: WeightStore) -> None:

@@ -25,7 +25,7 @@ class ResidentRuntime:
     Args:
         first: any plan; it gives the tokenizer and the limits.
         store: where weights are read.
-        device: see `empty_model`; with ``meta`` nothing can be loaded, but every fault of the model is found.
+        device: see `LiveModel`; with ``meta`` nothing can be loaded, but every fault of the model is found.
         dtype: the dtype in which models run, see `compute_dtype`.
 
     Raises:

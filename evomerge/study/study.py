@@ -65,7 +65,7 @@ class Study:
     Args:
         spec: what is searched.
         folder: the run's folder.
-        device: see `empty_model`.
+        device: see `LiveModel`.
         observer: is notified of everything that happens.
         storage: the URL of the database for the record, see `Record`.
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import evomerge as package
-from evomerge.runtime import empty_model
+from evomerge.runtime.live import skeleton
 from tests.study.search_case import write_case
 from tests.test_cli import evomerge
 from tests.tiny import tiny_config
@@ -78,6 +78,6 @@ def test_code_that_a_config_names_further_inside_or_on_the_hub_is_not_looked_for
     config["attn_implementation"] = "org/kernel"
     config["text_config"] |= {"_attn_implementation": "org/kernel", "experts_implementation": "org/kernel"}
     config["text_config"]["auto_map"] = config["vision_config"]["auto_map"] = AUTO_MAP
-    model: Any = empty_model(config, torch.float32, "meta")
+    model: Any = skeleton(config, torch.float32)
     assert model.config.text_config._attn_implementation in ("sdpa", "eager")
     assert not hasattr(model.config.text_config, "auto_map")

@@ -12,7 +12,7 @@ from transformers.core_model_loading import Chunk, Concatenate, ConversionOps, T
 
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import ArchitectureError
-from evomerge.runtime import empty_model
+from evomerge.runtime.live import materialized, skeleton
 from evomerge.runtime.placement import places
 from tests.tiny import auto_class, tiny_checkpoint
 
@@ -20,7 +20,7 @@ from tests.tiny import auto_class, tiny_checkpoint
 def filled(folder: Path) -> tuple[Any, dict[str, torch.Tensor | None]]:
     """A live model with the checkpoint's values, written at their places, and these places."""
     checkpoint = Checkpoint.open(str(folder))
-    model = empty_model(checkpoint.config, torch.float32, "cpu")
+    model = materialized(skeleton(checkpoint.config, torch.float32), torch.float32, "cpu")
     found = places(model, checkpoint.tensors.values(), "it")
     for name, place in found.items():
         if place is not None:
@@ -115,7 +115,7 @@ def infos(folder: Path, *without: str) -> list[TensorInfo]:
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_what_is_not_filled_is_told(kind: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, kind=kind, tokenizer=False)
-    model = empty_model(Checkpoint.open(str(folder)).config, torch.float32, "cpu")
+    model = skeleton(Checkpoint.open(str(folder)).config, torch.float32)
     assert None not in places(model, infos(folder), "it").values()
     # One of two halves of an expert's parameter is missing in Mixtral: then the shapes do not agree.
     missing, words = {
@@ -131,7 +131,7 @@ def test_what_is_not_filled_is_told(kind: str, tmp_path: Path) -> None:
 
 def test_a_tensor_that_the_model_does_not_have_has_no_place(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, tokenizer=False)
-    model = empty_model(Checkpoint.open(str(folder)).config, torch.float32, "cpu")
+    model = skeleton(Checkpoint.open(str(folder)).config, torch.float32)
     further = TensorInfo("model.layers.4.eh_proj.weight", torch.float32, (4, 4))
     found = places(model, [*infos(folder), further], "it")
     assert found[further.name] is None
