@@ -154,7 +154,7 @@ def test_a_file_that_changes_while_open_is_an_error(tmp_path: Path, change: str,
         os.truncate(weights, 100)
     else:
         weights.write_bytes(weights.read_bytes())
-        os.utime(weights, ns=(0, 0))  # clocks are coarse
+    os.utime(weights, ns=(0, 0))  # clocks are coarse
     with pytest.raises(CheckpointError, match="changed since it was opened"):
         checkpoint.read("a")
     with pytest.raises(CheckpointError, match="changed since it was opened"):

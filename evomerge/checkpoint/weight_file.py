@@ -107,7 +107,8 @@ class WeightFile:
 
 def _state(found: os.stat_result) -> tuple[int, ...]:
     """What is different once a file was replaced, truncated or written to."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    # Not the inode: some network file systems give a file another number each time.
+    return found.st_size, found.st_mtime_ns
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
