@@ -217,6 +217,9 @@ def test_dora_is_what_peft_merges(tmp_path: Path):
         ({"target_parameters": ["experts"]}, "target_parameters is set"),
         ({"layer_replication": [[0, 2]]}, "repeats layers"),
         ({"r": 0}, "r is 0; expected a number above 0"),
+        ({"lora_alpha": 10**400}, "expected a number above 0"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern: q_proj is '4'"),
         ({"alpha_pattern": {"(": 4}}, "is not a regular expression"),
@@ -244,6 +247,8 @@ def test_an_adapter_that_cannot_be_merged_is_refused(settings: dict[str, Any], w
         ({f"{Q % 0}.lora_A.weight": torch.zeros(16), f"{Q % 0}.lora_B.weight": torch.zeros(16, 2)}, "A has shape [16]"),
         ({"model.embed_tokens.weight": torch.zeros(7, 16)}, "resize the model's embeddings"),
         ({"score.weight": torch.zeros(7, 16)}, "does not have"),
+        ({"model.norm.weight": torch.zeros(16, dtype=torch.int8)}, "is torch.int8; expected floating-point"),
+        (factors(Q % 0, 16, 16) | {f"{Q % 0}.lora_A.weight": torch.zeros(2, 16).cfloat()}, "is torch.complex64"),
         ({f"{Q % 0}.lora_E": torch.zeros(7)}, "is not part of a plain LoRA"),
     ],
 )

@@ -151,7 +151,9 @@ def _updates(
     faults: list[str] = []
     factors: dict[str, dict[str, str]] = {}
     wholes: dict[str, str] = {}
-    for name in found:
+    for name, info in found.items():
+        if not info.dtype.is_floating_point:
+            faults.append(f"{name} is {info.dtype}; expected floating-point numbers, as PEFT saves them")
         plain = name.removeprefix("base_model.model.")
         if match := _FACTOR.fullmatch(plain):
             factors.setdefault(match["module"].removesuffix(".base_layer"), {})[match["part"]] = name
