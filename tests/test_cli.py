@@ -65,11 +65,24 @@ def test_help_shows_examples_and_needs_no_torch():
     slow = "import sys, evomerge.cli; assert not {'typer', 'rich', 'pydantic', 'yaml'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", slow], check=False).returncode == 0
     text = evomerge("--help").stdout
-    for command in ("search", "apply", "eval", "check", "runs"):
+    for command in ("search", "apply", "eval", "check", "show", "runs"):
         assert command in text
         assert f"Example: evomerge {command}" in evomerge(command, "--help").stdout
         assert evomerge(command, "-h").stdout == evomerge(command, "--help").stdout
     assert evomerge("-h").stdout == text
+
+
+def test_show_draws_a_recipe_whose_models_are_not_here(tmp_path: Path):
+    recipe, svg = tmp_path / "stack.yaml", tmp_path / "stack.svg"
+    recipe.write_text("merge_method: passthrough\nslices: [{sources: [{model: org/m, layer_range: [2, 5]}]}]\n")
+    shown = evomerge("show", recipe, "--svg", svg)
+    assert shown.returncode == 0
+    assert "A m         AAA\n" in shown.stdout
+    assert f"{svg}: written" in shown.stdout
+    assert svg.read_text().startswith("<svg ")
+    failed = evomerge("show", recipe, "--svg", tmp_path / "none" / "stack.svg")
+    assert failed.returncode == 1
+    assert "stack.svg: cannot be written: No such file or directory" in failed.stderr
 
 
 def test_a_search_ends_with_a_table_and_a_plain_sentence(found):

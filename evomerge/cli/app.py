@@ -18,7 +18,7 @@ from rich.text import Text
 
 import evomerge
 from evomerge.cli import stoppable
-from evomerge.errors import RecipeError
+from evomerge.errors import EvomergeError, RecipeError
 
 app = typer.Typer(
     name="evomerge",
@@ -271,6 +271,30 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
         "OK: ready to run",
         sep="\n",
     )
+
+
+@app.command()
+def show(
+    recipe: RecipeOrRun,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it as SVG.", show_default=False)] = None,
+) -> None:
+    """Draw a recipe: its numbers by layer and model, its stack of layers, what a search may choose.
+
+    Reads the models' configs where they are on this machine, and no weights.
+
+    Example: evomerge show recipes/quickstart.yaml
+    """
+    from evomerge.recipe import Recipe
+    from evomerge.report import drawing_of, to_svg, to_text
+
+    drawing = drawing_of(Recipe.load(_recipe_file(recipe)))
+    say(to_text(drawing, out.width), end="")
+    if svg is not None:
+        try:
+            svg.write_text(to_svg(drawing), encoding="utf-8")
+        except OSError as fault:
+            raise EvomergeError(f"{svg}: cannot be written: {fault.strerror or fault}") from None
+        say(f"\n{svg}: written")
 
 
 @app.command("runs")

@@ -1,16 +1,23 @@
 """Recipes: mergekit's YAML as input and output, with holes ``{search: [low, high]}`` for a search to fill."""
 
 from evomerge.recipe.document import Recipe, SearchSettings
+from evomerge.recipe.sources import LayerSource, Slice
+from evomerge.recipe.stacks import Mutations, StackHole, StackSearch
 from evomerge.recipe.tokens import ModelToken, TokenEntry, TokenizerSection, ZeroToken
 from evomerge.recipe.values import Filtered, Hole, Number, Value, gradient, is_choice, resolve
 
 __all__ = [
     "Filtered",
     "Hole",
+    "LayerSource",
     "ModelToken",
+    "Mutations",
     "Number",
     "Recipe",
     "SearchSettings",
+    "Slice",
+    "StackHole",
+    "StackSearch",
     "TokenEntry",
     "TokenizerSection",
     "Value",

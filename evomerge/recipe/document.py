@@ -6,12 +6,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import RecipeError
 from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice, TokensName, exactly_one
+from evomerge.recipe.stacks import Mutations, StackHole, stack_faults
 from evomerge.recipe.tokens import TokenizerSection
 from evomerge.recipe.values import Hole, Number
 
@@ -20,6 +21,17 @@ DType = Annotated[
     BeforeValidator(lambda raw: raw.removeprefix("torch.") if isinstance(raw, str) else raw),
 ]
 """What tensors are stored in; ``torch.bfloat16`` is ``bfloat16`` too."""
+
+
+def _slices_kind(raw: Any) -> str:
+    return "stack" if isinstance(raw, dict | StackHole) else "slices"
+
+
+Slices = Annotated[
+    Annotated[Annotated[tuple[Slice, ...], Field(min_length=1)], Tag("slices")] | Annotated[StackHole, Tag("stack")],
+    Discriminator(_slices_kind),
+]
+"""The layers of the result from the first to the last, or a hole in their place."""
 
 
 class Component(Strict):
@@ -53,11 +65,13 @@ class SearchSettings(Strict):
     """How the holes are searched.
 
     Attributes:
-        optimizer: a name from the table of optimizers.
+        optimizer: a name from the table of optimizers; by default cma-es, for stacks of layers in any order genetic.
         evaluations: candidates to score, in addition to the parents and their mean.
         seed: seeds every random choice of the search.
         sigma: CMA-ES's first step, as a fraction of each range; by default a sixth.
-        population: candidates per generation, at most `evaluations`; by default 4 + floor(3 ln n) for n numbers.
+        population: candidates per generation, at most `evaluations`; by default 4 + floor(3 ln n) for n numbers, and 32
+            for stacks of layers.
+        mutations: the genetic search's rates; those that are not given keep their defaults.
         normalize: map each task's score to its parents' range before the weighted mean.
     """
 
@@ -66,6 +80,7 @@ class SearchSettings(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     sigma: float | None = Field(default=None, gt=0, le=1)
     population: int | None = Field(default=None, ge=2)
+    mutations: Mutations = Field(default_factory=Mutations)
     normalize: bool = False
 
     @model_validator(mode="after")
@@ -76,7 +91,7 @@ class SearchSettings(Strict):
 
 
 _NOWHERE = Source("recipe", {}, {})
-_MODEL_KEYS = frozenset({"model", "base_model", "language_of"})
+_MODEL_KEYS = frozenset({"model", "models", "base_model", "language_of"})
 
 
 class Recipe(Strict):
@@ -86,7 +101,7 @@ class Recipe(Strict):
         merge_method: a name from the table of methods.
         base_model: the common ancestor, or slerp's first end; gives the config and the tokenizer.
         models: the models of a merge over all their layers; or
-        slices: the layers of the result from the first to the last; or
+        slices: the layers of the result from the first to the last, or a hole in their place; or
         modules: parts of the model, each with one of the two.
         component: the part of a larger model that is merged, if not all of it.
         parameters: values for all models that do not have their own.
@@ -104,7 +119,7 @@ class Recipe(Strict):
     merge_method: str
     base_model: ModelName | None = None
     models: tuple[ModelEntry, ...] | None = Field(default=None, min_length=1)
-    slices: tuple[Slice, ...] | None = Field(default=None, min_length=1)
+    slices: Slices | None = None
     modules: dict[str, Module] | None = Field(default=None, min_length=1)
     component: Component | None = None
     parameters: Section = Field(default_factory=dict)
@@ -146,7 +161,14 @@ class Recipe(Strict):
 
     @classmethod
     def _checked(cls, source: Source) -> Recipe:
-        recipe = document.validate(source, cls, RecipeError)
+        # Before the rest is validated, so that all faults are reported at once.
+        faults = [source.fault(location, message) for location, message in stack_faults(source.data)]
+        try:
+            recipe = document.validate(source, cls, RecipeError)
+        except RecipeError as fault:
+            raise RecipeError([*fault.faults, *faults]) from None
+        if faults:
+            raise RecipeError(faults)
         recipe._source = source
         return recipe
 
@@ -161,15 +183,33 @@ class Recipe(Strict):
 
     def model_faults(self, name: str, error: Exception) -> list[str]:
         """Returns the faults of a model, each with the line where the recipe first names it."""
-        named = (location for location, part in self.leaves() if part == name and location[-1] in _MODEL_KEYS)
+        named = (location for location, part in self.leaves() if part == name and _MODEL_KEYS & {*location[-2:]})
         location = next(named, ())
         lines = str(error).splitlines()
         if self._source is _NOWHERE:
             return lines
         return [self.fault(location, line if line.startswith(name) else f"{name}: {line}") for line in lines]
 
+    @property
+    def stack_hole(self) -> StackHole | None:
+        """The hole in place of the slices, if the recipe has one."""
+        return self.slices if isinstance(self.slices, StackHole) else None
+
+    def settings(self) -> SearchSettings:
+        """Returns how the holes are searched, with the default optimizer for them."""
+        given = self.search or SearchSettings()
+        ordered = self.stack_hole is not None and self.stack_hole.search.encoding == "order"
+        if ordered and "optimizer" not in given.model_fields_set:
+            return given.model_copy(update={"optimizer": "genetic"})
+        return given
+
     def modules_by_place(self) -> dict[Location, Module]:
-        """Returns every module by its location; a recipe of models or slices is one module, at ``()``."""
+        """Returns every module by its location; a recipe of models or slices is one module, at ``()``.
+
+        A recipe whose slices are searched has none yet.
+        """
+        if isinstance(self.slices, StackHole):
+            return {}
         if self.modules is not None:
             return {("modules", name): module for name, module in self.modules.items()}
         return {(): Module(models=self.models, slices=self.slices)}
@@ -192,6 +232,8 @@ class Recipe(Strict):
 
         slerp and similar methods name one end as the base alone; the merge counts it as a parent all the same.
         """
+        if self.stack_hole is not None:
+            return self.stack_hole.search.models
         return tuple(dict.fromkeys(name for module in self.modules_by_place().values() for name in module.listed()))
 
     def __eq__(self, other: object) -> bool:
@@ -200,16 +242,20 @@ class Recipe(Strict):
     def __hash__(self) -> int:
         return hash(self.parents())
 
-    def holes(self) -> dict[Location, Hole]:
+    def holes(self) -> dict[Location, Hole | StackHole]:
         """Returns every hole by its location, in the document's order."""
-        return {location: part for location, part in self.leaves() if isinstance(part, Hole)}
+        return {location: part for location, part in self.leaves() if isinstance(part, Hole | StackHole)}
 
     def leaves(self) -> Iterator[tuple[Location, Any]]:
         """Yields every hole and every plain value with its location, in the document's order."""
         return _parts(self, ())
 
-    def fill(self, values: Mapping[Location, Number | tuple[Number, ...]]) -> Recipe:
-        """Returns the recipe with numbers, or gradients, instead of the holes at the given locations.
+    def number_holes(self) -> dict[Location, Hole]:
+        """Returns the holes for numbers by their locations: all but a `stack_hole`."""
+        return {location: hole for location, hole in self.holes().items() if isinstance(hole, Hole)}
+
+    def fill(self, values: Mapping[Location, Number | tuple[Number, ...] | tuple[Slice, ...]]) -> Recipe:
+        """Returns the recipe with numbers, gradients or slices instead of the holes at the given locations.
 
         Raises:
             KeyError: there is no hole at one of the locations.
@@ -251,6 +297,8 @@ class Recipe(Strict):
 
 def _parts(value: Any, location: Location) -> Iterator[tuple[Location, Any]]:
     """Yields every hole and every plain value with its location."""
+    if isinstance(value, StackHole):
+        yield location, value
     if isinstance(value, Strict) and not isinstance(value, Hole):
         for name in type(value).model_fields:
             yield from _parts(getattr(value, name), (*location, name))

@@ -7,11 +7,11 @@ import numpy as np
 from evomerge.recipe import SearchSettings
 from evomerge.search.optimizer import Drawing, Proposal
 from evomerge.search.outcome import Outcome
-from evomerge.search.space import Genome, NumberSpace
+from evomerge.search.space import G, Space
 
 
-class RandomSearch(Drawing[Genome]):
-    """Uniform genomes, each a generation of its own.
+class RandomSearch(Drawing[G]):
+    """Random genomes of any space, each a generation of its own.
 
     Bergstra and Bengio 2012, "Random Search for Hyper-Parameter Optimization",
     https://jmlr.org/papers/v13/bergstra12a.html.
@@ -21,13 +21,13 @@ class RandomSearch(Drawing[Genome]):
         settings: `seed` is used.
     """
 
-    def __init__(self, space: NumberSpace, settings: SearchSettings) -> None:
+    def __init__(self, space: Space[G], settings: SearchSettings) -> None:
         super().__init__()
-        self._size = len(space)
+        self._space = space
         self._rng = np.random.default_rng(settings.seed)
 
-    def _draw(self) -> tuple[Genome, int]:
-        return tuple(self._rng.random(self._size).tolist()), self._count
+    def _draw(self) -> tuple[G, int]:
+        return self._space.sample(self._rng), self._count
 
-    def _learn(self, proposal: Proposal[Genome], outcome: Outcome) -> None:
+    def _learn(self, proposal: Proposal[G], outcome: Outcome) -> None:
         """Learns nothing."""

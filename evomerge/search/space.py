@@ -26,6 +26,10 @@ SIGNIFICANT_DIGITS = 6
 class Space(Protocol[G]):
     """What is searched: genomes, and the recipe that each stands for."""
 
+    def sample(self, rng: np.random.Generator) -> G:
+        """Returns a random genome."""
+        ...
+
     def decode(self, genome: G) -> Recipe:
         """Returns the recipe that `genome` stands for; every genome has one."""
         ...
@@ -97,7 +101,7 @@ class NumberSpace:
         self.recipe = recipe
         self.dimensions: list[Dimension] = []
         self._depths = depths
-        self._holes = recipe.holes()
+        self._holes = recipe.number_holes()
         for location, hole in self._holes.items():
             start = _start(hole, (starts or {}).get(location))
             for i in range(hole.layers or 1):
@@ -120,6 +124,10 @@ class NumberSpace:
         """Returns the numbers by name, each with its range as Optuna describes it."""
         numbers = self.numbers(genome)
         return {d.name: (numbers[d.name], FloatDistribution(d.low, d.high, log=d.log)) for d in self.dimensions}
+
+    def sample(self, rng: np.random.Generator) -> Genome:
+        """Returns a uniform genome."""
+        return tuple(rng.random(len(self)).tolist())
 
     def to_json(self, genome: Genome) -> list[float]:
         """Returns the genome as a list."""

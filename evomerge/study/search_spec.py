@@ -18,7 +18,7 @@ from evomerge.merge import Plan, Tier, WeightStore, checked_method, choose_tier,
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.runtime import ResidentRuntime, Runtime, compute_dtype
-from evomerge.search import OPTIMIZERS, NumberSpace
+from evomerge.search import OPTIMIZERS, NumberSpace, optimizers_for
 from evomerge.tasks import Task
 
 T = TypeVar("T")
@@ -136,9 +136,7 @@ def prepare(
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, Path) else recipe
     given = {"evaluations": evaluations, "seed": seed}
-    settings = (recipe.search or SearchSettings()).model_copy(
-        update={name: value for name, value in given.items() if value is not None}
-    )
+    settings = recipe.settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     recipe = recipe.model_copy(update={"search": settings})
     faults = []
     if not recipe.holes():
@@ -147,11 +145,14 @@ def prepare(
                 (), "nothing to search: no number is {search: [low, high]}; to write the model, run evomerge apply"
             )
         )
+    if recipe.stack_hole is not None:
+        faults.append(recipe.fault(("slices",), "searching for slices is not supported yet; write the slices out"))
     if not recipe.tasks:
         faults.append(recipe.fault((), 'nothing to score candidates on: add "tasks: [{task: FILE}]"'))
-    if settings.optimizer not in OPTIMIZERS:
-        near = suggestion(settings.optimizer, OPTIMIZERS)
-        message = f'there is no optimizer "{settings.optimizer}"{near}'
+    known = optimizers_for(recipe)
+    if settings.optimizer not in known:
+        which = f'"{settings.optimizer}"' + (" for such holes" if settings.optimizer in OPTIMIZERS else "")
+        message = f"there is no optimizer {which}{suggestion(settings.optimizer, known)}"
         faults.append(recipe.fault(("search", "optimizer"), message))
     _gather(faults, lambda: checked_method(recipe))
     tasks = _tasks(recipe, faults)
@@ -198,7 +199,7 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
 
 
 def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> NumberSpace:
-    holes = recipe.holes()
+    holes = recipe.number_holes()
     names = parents(recipe)
     depth = Architecture.of(checkpoints[names[0]].config, checkpoints[names[0]].tensors).num_layers
     depths: dict[Location, int] = {}

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.recipe import Recipe, SearchSettings
-from evomerge.search import OPTIMIZERS, Drawing, NumberSpace, Optimizer, Outcome, Proposal, State
+from evomerge.search import (
+    OPTIMIZERS,
+    Drawing,
+    IndicatorSpace,
+    NumberSpace,
+    Optimizer,
+    Outcome,
+    Proposal,
+    Stack,
+    StackSpace,
+    State,
+    optimizers_for,
+)
 from evomerge.search.cma_es import default_population
 
 Genome = tuple[float, ...]
@@ -45,51 +59,106 @@ def best_of(told: Told) -> float:
     return max(outcome.score for _, outcome in told if outcome.score is not None)
 
 
-@pytest.fixture(params=sorted(OPTIMIZERS))
-def make(request: pytest.FixtureRequest):
-    return OPTIMIZERS[request.param]
+def stacks(encoding: str = "order") -> StackSpace | IndicatorSpace:
+    hole = f"{{models: [a, b], repeats: 2, min_layers: 2, max_layers: 7, encoding: {encoding}}}"
+    recipe = Recipe.parse(f"merge_method: passthrough\nslices: {{search: {hole}}}\n")
+    return StackSpace(recipe, [4, 5]) if encoding == "order" else IndicatorSpace(recipe, [4, 5])
 
 
-def test_the_same_seed_gives_the_same_proposals_bit_for_bit(make):
-    one, two = (run(make(space(), SearchSettings(seed=5)), 40) for _ in range(2))
-    other = run(make(space(), SearchSettings(seed=6)), 40)
+def orderly(stack: Stack) -> float:
+    return -sum(abs(layer.layer - i) + (layer.model + i) % 2 for i, layer in enumerate(stack)) - abs(len(stack) - 5)
+
+
+def valid_stack(stack: Stack) -> bool:
+    return stacks().repaired(stack) == stack
+
+
+def valid_numbers(genome: Genome) -> bool:
+    return all(0 <= gene <= 1 for gene in genome)
+
+
+class Case(NamedTuple):
+    """An optimizer on a space that it searches: one line in the table runs the contract."""
+
+    optimizer: str
+    space: Callable[[], Any]
+    objective: Callable[[Any], float]
+    valid: Callable[[Any], bool]
+    other: Callable[[Any], Any]
+    generational: bool
+
+    def make(self, **given: Any) -> Optimizer[Any]:
+        return OPTIMIZERS[self.optimizer](self.space(), SearchSettings(**given))
+
+
+def nudged(genome: Genome) -> Genome:
+    return tuple(math.nextafter(gene, 0.5) for gene in genome)
+
+
+def reverse(stack: Stack) -> Stack:
+    return stack[::-1]
+
+
+CASES = {
+    "cma-es": Case("cma-es", space, sphere, valid_numbers, nudged, generational=True),
+    "random": Case("random", space, sphere, valid_numbers, nudged, generational=False),
+    "tpe": Case("tpe", space, sphere, valid_numbers, nudged, generational=False),
+    "genetic": Case("genetic", stacks, orderly, valid_stack, reverse, generational=True),
+    "random stacks": Case("random", stacks, orderly, valid_stack, reverse, generational=False),
+    "cma-es of switches": Case("cma-es", lambda: stacks("indicator"), sphere, valid_numbers, nudged, generational=True),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def test_every_optimizer_is_in_the_table():
+    assert {case.optimizer for case in CASES.values()} == set(OPTIMIZERS)
+    for case in CASES.values():
+        assert case.optimizer in optimizers_for(case.space().recipe)
+
+
+def test_the_same_seed_gives_the_same_proposals_bit_for_bit(case: Case):
+    one, two = (run(case.make(seed=5), 40, case.objective) for _ in range(2))
+    other = run(case.make(seed=6), 40, case.objective)
     assert one == two
     assert one != other
 
 
-def test_proposals_are_numbered_and_lie_in_the_unit_cube(make):
-    told = run(make(space(), SearchSettings(seed=0, sigma=1.0)), 60)
+def test_proposals_are_numbered_and_valid(case: Case):
+    told = run(case.make(seed=0, sigma=1.0), 60, case.objective)
     assert [proposal.id for proposal, _ in told] == list(range(60))
     generations = [proposal.generation for proposal, _ in told]
     assert generations == sorted(generations)
     assert set(generations) == set(range(generations[-1] + 1))
     for proposal, _ in told:
-        assert len(proposal.genome) == 4
-        assert all(0 <= gene <= 1 for gene in proposal.genome)
+        assert case.valid(proposal.genome)
         assert proposal.items is None
 
 
-def test_the_global_generator_is_neither_read_nor_moved(make):
+def test_the_global_generator_is_neither_read_nor_moved(case: Case):
     before = np.random.get_state()[1].copy()
-    one = run(make(space(), SearchSettings(seed=1)), 30)
+    one = run(case.make(seed=1), 30, case.objective)
     assert (np.random.get_state()[1] == before).all()
 
     def disturbed(genome: Genome) -> float:
         np.random.seed(7)
-        return sphere(genome)
+        return case.objective(genome)
 
-    assert run(make(space(), SearchSettings(seed=1)), 30, disturbed) == one
+    assert run(case.make(seed=1), 30, disturbed) == one
 
 
-def test_asking_for_several_at_once_gives_what_can_be_drawn(make):
-    optimizer = make(space(), SearchSettings(seed=4, population=6))
+def test_asking_for_several_at_once_gives_what_can_be_drawn(case: Case):
+    optimizer = case.make(seed=4, population=6)
     first = optimizer.ask(100)
     assert [proposal.id for proposal in first] == list(range(len(first)))
-    if make is OPTIMIZERS["cma-es"]:
+    if case.generational:
         assert len(first) == 6
         assert optimizer.ask(1) == []
         for proposal in first[:5]:
-            optimizer.tell(proposal, outcome(sphere(proposal.genome)))
+            optimizer.tell(proposal, outcome(case.objective(proposal.genome)))
             assert optimizer.ask(1) == []
         optimizer.tell(first[5], outcome(0.0))
         assert [proposal.id for proposal in optimizer.ask(4)] == [6, 7, 8, 9]
@@ -100,23 +169,23 @@ def test_asking_for_several_at_once_gives_what_can_be_drawn(make):
 
 @pytest.mark.parametrize("at_once", [1, 5])
 @pytest.mark.parametrize("told", [0, 3, 17, 30])
-def test_telling_a_record_to_a_new_optimizer_continues_exactly(make, told: int, at_once: int):
+def test_telling_a_record_to_a_new_optimizer_continues_exactly(case: Case, told: int, at_once: int):
     """In the order in which it was told, with failures in it, however many were asked for at a time."""
     rng = random.Random(told)
-    optimizer = make(space(), SearchSettings(seed=8))
+    optimizer = case.make(seed=8)
     record: Told = []
     open_: list[Proposal[Genome]] = []
     while len(record) < told:
         open_ += optimizer.ask(at_once - len(open_))
         proposal = open_.pop(rng.randrange(len(open_)))
-        record.append((proposal, outcome(None if rng.random() < 0.2 else sphere(proposal.genome))))
+        record.append((proposal, outcome(None if rng.random() < 0.2 else case.objective(proposal.genome))))
         assert optimizer.tell(*record[-1])
-    again = make(space(), SearchSettings(seed=8))
+    again = case.make(seed=8)
     for proposal, found in record:
-        stored = json.loads(json.dumps([space().to_json(proposal.genome), found.as_data()]))
-        again.tell(Proposal(proposal.id, space().from_json(stored[0]), 0), Outcome.from_data(stored[1]))
+        stored = json.loads(json.dumps([case.space().to_json(proposal.genome), found.as_data()]))
+        again.tell(Proposal(proposal.id, case.space().from_json(stored[0]), 0), Outcome.from_data(stored[1]))
     if at_once == 1:
-        assert run(optimizer, 30) == run(again, 30)
+        assert run(optimizer, 30, case.objective) == run(again, 30, case.objective)
         return
     # What was asked for and never told is asked for again first; then both go on alike.
     open_.sort(key=lambda proposal: proposal.id)
@@ -124,8 +193,8 @@ def test_telling_a_record_to_a_new_optimizer_continues_exactly(make, told: int, 
     assert [proposal.id for proposal in repeated] == [proposal.id for proposal in open_]
     for proposal in open_:
         for one in (optimizer, again):
-            one.tell(proposal, outcome(sphere(proposal.genome)))
-    assert run(optimizer, 30) == run(again, 30)
+            one.tell(proposal, outcome(case.objective(proposal.genome)))
+    assert run(optimizer, 30, case.objective) == run(again, 30, case.objective)
 
 
 @settings(max_examples=20, deadline=None)
@@ -141,24 +210,24 @@ def test_the_order_of_telling_a_generation_does_not_matter_to_cma(order: list[in
     assert generations[0] == generations[1]
 
 
-def test_a_proposal_is_told_once_and_not_before_it_can_be_drawn(make):
-    optimizer = make(space(), SearchSettings(seed=0))
+def test_a_proposal_is_told_once_and_not_before_it_can_be_drawn(case: Case):
+    optimizer = case.make(seed=0, population=8)
     (proposal,) = optimizer.ask(1)
     assert optimizer.tell(proposal, outcome(1.0)) is True
     with pytest.raises(ValueError, match="proposal 0 was told before"):
         optimizer.tell(proposal, outcome(1.0))
-    if make is OPTIMIZERS["cma-es"]:
+    if case.generational:
         with pytest.raises(ValueError, match="proposal 8 cannot be drawn before earlier ones are told"):
-            optimizer.tell(Proposal(8, (0.5,) * 4, 1), outcome(1.0))
+            optimizer.tell(Proposal(8, proposal.genome, 1), outcome(1.0))
 
 
-def test_another_genome_than_was_drawn_is_accepted_and_said(make):
-    optimizer = make(space(), SearchSettings(seed=0))
+def test_another_genome_than_was_drawn_is_accepted_and_said(case: Case):
+    optimizer = case.make(seed=0)
     for id in range(20):
         (asked,) = optimizer.ask(1)
         assert asked.id == id
-        other = Proposal(id, tuple(math.nextafter(gene, 0.5) for gene in asked.genome), asked.generation)
-        assert optimizer.tell(other, outcome(sphere(other.genome))) is (other.genome == asked.genome)
+        other = Proposal(id, case.other(asked.genome), asked.generation)
+        assert optimizer.tell(other, outcome(case.objective(other.genome))) is (other.genome == asked.genome)
     assert optimizer.ask(1)
 
 
@@ -174,17 +243,17 @@ def test_what_was_scored_counts_and_not_what_was_asked_for(name: str, dimensions
     assert np.mean([proposal.genome[0] for proposal in optimizer.ask(48)]) > 0.55
 
 
-def test_failed_and_partial_outcomes_are_taken(make):
-    optimizer = make(space(), SearchSettings(seed=2))
+def test_failed_and_partial_outcomes_are_taken(case: Case):
+    optimizer = case.make(seed=2)
     for i in range(60):
         (proposal,) = optimizer.ask(1)
-        partial = Outcome(State.PARTIAL, (sphere(proposal.genome),), {"task": (1.0, None)})
+        partial = Outcome(State.PARTIAL, (case.objective(proposal.genome),), {"task": (1.0, None)})
         optimizer.tell(proposal, outcome(None) if i % 3 == 0 else partial)
     assert optimizer.ask(1)
 
 
-def test_only_failures_are_taken(make):
-    assert len(run(make(space(), SearchSettings(seed=3)), 30, lambda genome: None)) == 30
+def test_only_failures_are_taken(case: Case):
+    assert len(run(case.make(seed=3), 30, lambda genome: None)) == 30
 
 
 def test_a_failure_ranks_behind_every_score_in_cma():
@@ -198,8 +267,9 @@ def test_a_failure_ranks_behind_every_score_in_cma():
     assert next_mean(None) == next_mean(-1e9)
 
 
-def test_one_dimension_is_searched(make):
-    assert best_of(run(make(space(1), SearchSettings(seed=0)), 60)) > -0.01
+@pytest.mark.parametrize("name", ["cma-es", "random", "tpe"])
+def test_one_dimension_is_searched(name: str):
+    assert best_of(run(OPTIMIZERS[name](space(1), SearchSettings(seed=0)), 60)) > -0.01
 
 
 @pytest.mark.parametrize("name", ["cma-es", "tpe"])
