@@ -36,11 +36,19 @@ def empty_model(config: Mapping[str, Any], dtype: torch.dtype, device: str) -> n
     Raises:
         ArchitectureError: transformers has no model of this type, none that writes text, or refuses the config.
     """
-    return _materialized(_skeleton(config, dtype), dtype, device)
+    return _materialized(skeleton_of(config, dtype), dtype, device)
 
 
-def _skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """Returns the model without memory for its parameters."""
+def skeleton_of(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """Returns a model of transformers that writes text, without memory for its parameters.
+
+    Args:
+        config: a checkpoint's config.json.
+        dtype: the dtype of its parameters.
+
+    Raises:
+        ArchitectureError: as `empty_model`.
+    """
     from accelerate import init_empty_weights
     from transformers import CONFIG_MAPPING
 
@@ -151,7 +159,7 @@ class LiveModel:
     def __init__(self, plan: Plan, device: str, dtype: torch.dtype) -> None:
         reference = plan.layout.donor.reference
         try:
-            skeleton = _skeleton(plan.layout.config, dtype)
+            skeleton = skeleton_of(plan.layout.config, dtype)
         except ArchitectureError as fault:
             raise ArchitectureError(f"{reference}: {fault}") from None
         # Before memory is allocated: a config with wrong sizes may need more than there is.
