@@ -6,16 +6,19 @@ There is no list of architectures. A decoder's layers are recognised by their na
 
 from evomerge.architecture.configs import check_values, made_from, parsed
 from evomerge.architecture.fitting import differences
+from evomerge.architecture.folding import Fold, fold_of
 from evomerge.architecture.language import LanguagePart
 from evomerge.architecture.layers import Architecture
 from evomerge.architecture.stacks import config_of_stack
 
 __all__ = [
     "Architecture",
+    "Fold",
     "LanguagePart",
     "check_values",
     "config_of_stack",
     "differences",
+    "fold_of",
     "made_from",
     "parsed",
 ]

@@ -58,7 +58,7 @@ class ResidentRuntime:
             live = LiveModel(plan, self._device, self._dtype)
             # After the model, which has the better message about a config that both read.
             self.tokenizer = self.tokenizer or load_tokenizer(plan)
-            model = TorchLanguageModel(live.model, self.tokenizer, _stop_ids(plan, self.tokenizer))
+            model = TorchLanguageModel(live.model, self.tokenizer, stop_ids(plan, self.tokenizer))
             self._resident[shape] = live, model
         return self._resident[shape]
 
@@ -93,7 +93,7 @@ def load_tokenizer(plan: Plan) -> Any:
     return tokenizer
 
 
-def _stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
+def stop_ids(plan: Plan, tokenizer: Any) -> list[int]:
     """Returns all token ids that end a completion, from the generation settings, the config and the tokenizer."""
     text = LanguagePart.of(plan.layout.config, (info.name for info in plan.layout.tensors)).config
     settings = plan.layout.donor.folder / "generation_config.json"

@@ -37,7 +37,7 @@ def slerp(tensors, base, shared, models, noise):
 
 
 def passthrough(tensors, base, shared, models, noise):
-    return tensors[0].astype(np.float64) * models[0]["scale"]
+    return tensors[0].astype(np.float64) * models[0]["scale"] + models[0]["shift"]
 
 
 def keep_all(delta, own, noise):

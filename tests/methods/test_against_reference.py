@@ -166,6 +166,8 @@ def test_ties_can_rescale():
 def test_passthrough_by_hand():
     assert merge("passthrough", [[1.0, -2.0]], each=[{"scale": 0.5}]) == [0.5, -1.0]
     assert merge("passthrough", [[1.0, -2.0]], each=[{}]) == [1.0, -2.0]
+    # The weight of a norm that multiplies by 1 + weight, for 3 times the norm: 3 (1 + w) - 1.
+    assert merge("passthrough", [[1.0, -0.5]], each=[{"scale": 3.0, "shift": 2.0}]) == [5.0, 0.5]
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])

@@ -223,7 +223,7 @@ def test_the_tables_know_mergekits_names():
     assert means | family | {"sce", "ram", "ramplus_tl", "arcee_fusion"} | not_in_mergekit == set(METHODS)
     known = {"weight", "density", "gamma", "epsilon", "normalize", "rescale", "lambda", "t", "scale", "int8_mask"}
     known |= {"nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "eps", "max_iter", "tol", "filter_wise"}
-    known |= {"select_topk", "r", "alpha"}
+    known |= {"select_topk", "r", "alpha", "shift"}
     assert known | {"seed", "rank"} == KNOWN_PARAMETERS
 
 

@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from evomerge.errors import ArchitectureError, EvaluationError
 from evomerge.merge import Plan, Planner, WeightStore, open_models
 from evomerge.recipe import Recipe
-from evomerge.runtime import GenerationRequest, LikelihoodRequest, ResidentRuntime, Runtime, TokenCounts
+from evomerge.runtime import GenerationRequest, LikelihoodRequest, ResidentRuntime, Runtime, StackRuntime, TokenCounts
 from tests.tiny import VOCABULARY, tiny_checkpoint, tiny_tokenizer
 
 RUNTIMES: dict[str, Callable[[Plan], Runtime]] = {
     "resident": lambda first: ResidentRuntime(
         first, WeightStore(first.layout.checkpoints, "disk", torch.device("cpu")), "cpu", torch.float32
     ),
+    "stack": lambda first: StackRuntime(first, "cpu", torch.float32),
 }
 
 PROMPTS = ["a", "what is it?", "a much longer prompt than all of the others here", "xyz", "what is it? no", "été"]
