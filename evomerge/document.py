@@ -50,15 +50,21 @@ class Source:
         data: plain data: dicts, lists, strings, numbers, booleans, None.
         lines: the 1-based line of every location.
         folders: where relative paths in the document are resolved: beside it, then in the current folder.
+        within: where `data` lies in the document, if it is only a part of it.
+        shared: keys of `data` that lie at the document's root all the same.
     """
 
     name: str
     data: Any
     lines: Mapping[Location, int]
     folders: Sequence[Path] = HERE
+    within: Location = ()
+    shared: tuple[str, ...] = ()
 
     def fault(self, location: Location, message: str) -> str:
         """Returns one fault's line: ``name:line: path message``; the nearest known parent gives the line."""
+        if not location or location[0] not in self.shared:
+            location = (*self.within, *location)
         known = location
         while known and known not in self.lines:
             known = known[:-1]

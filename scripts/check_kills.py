@@ -1,6 +1,7 @@
 """Kills a search, or an apply, again and again, and shows that nothing was lost.
 
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10
+    python scripts/check_kills.py recipes/quickstart-stack.yaml --kills 10
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10 --apply
     python scripts/check_kills.py recipes/quickstart.yaml --kills 10 --storage postgresql://USER@HOST/DATABASE
 
@@ -31,7 +32,8 @@ import sqlalchemy
 from sqlalchemy import column, func, or_, select, table
 
 from evomerge.checkpoint import UNFINISHED
-from evomerge.study import Record, prepare
+from evomerge.study import Record, Trial, prepare
+from evomerge.study.stages import stage_names
 from evomerge.study.storage import Storage
 
 
@@ -87,8 +89,7 @@ def killed_search(
             if ended:
                 raise SystemExit("the search failed, see above")
             break
-        with Record(folder, storage) as record:
-            seen.append(len(record.trials))
+        seen.append(sum(len(trials) for trials in recorded(folder, storage).values()))
     if start().wait():
         raise SystemExit("the search failed, see above")
     return seen
@@ -100,9 +101,30 @@ def engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
     return sqlalchemy.create_engine(url)
 
 
+def places(folder: Path) -> dict[str, tuple[Path, str | None]]:
+    """Returns where the records of a run are: of each stage its folder, and its study's name in a shared database."""
+    stages = stage_names(folder)
+    if stages is None:
+        return {"": (folder, None)}
+    return {name: (folder / name, f"{folder.name}-{name}") for name in stages if (folder / name).is_dir()}
+
+
+def recorded(folder: Path, storage: str | None = None) -> dict[str, tuple[Trial, ...]]:
+    """Returns the trials on record, by stage."""
+    found = {}
+    for stage, (path, name) in places(folder).items():
+        with Record(path, storage, name) as record:
+            found[stage] = record.trials
+    return found
+
+
 def scored(folder: Path, storage: str | None = None) -> int:
     """Returns how many scores are on record, of models and merges; 0 where there is no record that can be read."""
-    place = Storage(folder, storage)
+    return sum(scored_in(Storage(path, storage, name)) for path, name in places(folder).values())
+
+
+def scored_in(place: Storage) -> int:
+    """Returns how many scores one record holds."""
     if place.path and not place.path.exists():
         return 0
     id, key = column("study_id"), column("key")
@@ -119,17 +141,18 @@ def scored(folder: Path, storage: str | None = None) -> int:
 
 def run_state(folder: Path, storage: str | None = None) -> dict[str, Any]:
     """Returns everything that a run holds except its timings."""
-    with Record(folder, storage) as record:
-        trials = [
-            [trial.number, trial.proposal, trial.recipe, trial.objective, trial.outcome.items]
-            for trial in record.trials
-        ]
+    trials = {
+        stage: [[one.number, one.proposal, one.recipe, one.objective, one.outcome.items] for one in found]
+        for stage, found in recorded(folder, storage).items()
+    }
     result = json.loads((folder / "result.json").read_text())
     del result["seconds"]
-    # The comment in best.yaml names the run's folder.
     best = [line for line in (folder / "best.yaml").read_text().splitlines() if not line.startswith("#")]
+    # Comments, and models that the run itself has made, are named by the run's folder.
+    best = [line.replace(str(folder.resolve()), "RUN") for line in best]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    return {"trials": trials, "result": result, "best.yaml": best, "files": files}
+    weights = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    return {"trials": trials, "result": result, "best.yaml": best, "files": files, "weights": weights}
 
 
 def check_search(

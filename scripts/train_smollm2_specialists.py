@@ -102,13 +102,16 @@ def task_keys() -> set[str]:
 
 
 def write_data(folder: Path) -> None:
-    """Write the tasks' rows into `folder`: the same stories, in three tasks."""
-    rows: dict[str, list[dict[str, str]]] = {"spanish_math": [], "english_math": [], "spanish": []}
+    """Write the tasks' rows into `folder`: the same stories, in four tasks."""
+    names = ("spanish_math", "english_math", "spanish", "spanish_solutions")
+    rows: dict[str, list[dict[str, str]]] = {name: [] for name in names}
     for story in islice(stories(TASK_SEED), TASK_ROWS):
         answer, spanish = str(story.answer), story.spanish_text
         for trained, asked in TASK_WORDINGS:
             spanish = spanish.replace(trained, asked)
-        rows["spanish_math"].append({"question": f"{spanish} {story.question_spanish}", "answer": answer})
+        question = f"{spanish} {story.question_spanish}"
+        rows["spanish_math"].append({"question": question, "answer": answer})
+        rows["spanish_solutions"].append({"question": question, "solution": story.worked()})
         rows["english_math"].append({"question": f"{story.english_text} {story.question_english}", "answer": answer})
         rows["spanish"].append({"spanish": spanish, "english": story.english_text})
     folder.mkdir(parents=True, exist_ok=True)

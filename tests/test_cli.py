@@ -23,7 +23,7 @@ from evomerge.cli.app import out as console
 from evomerge.cli.display import SearchDisplay
 from evomerge.recipe import Recipe
 from evomerge.study import Record, prepare
-from tests.study.search_case import write_case
+from tests.study.search_case import write_case, write_staged_case
 
 
 def evomerge(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -165,6 +165,28 @@ def test_check_says_what_is_searched_and_what_it_needs(found):
     assert "likely, 8 items to search on, 16 held out" in text
     assert "memory:" in text
     assert "no holes" in evomerge("check", folder / "run" / "best.yaml").stdout
+
+
+def test_every_command_takes_a_recipe_with_stages(tmp_path: Path):
+    recipe = write_staged_case(tmp_path, evaluations=4, hole=", scale: [0.5, 2]")
+    text = evomerge("check", recipe).stdout
+    assert "stage weights\n" in text
+    assert "3 numbers by cma-es, 4 evaluations" in text
+    assert "stage layers\n" in text
+    assert "stacks of 2 to 4 layers, each with a scale from 0.5 to 2 by genetic, 4 evaluations" in text
+    assert "a candidate refers to their layers\nOK: ready to run\n" in text
+    assert "stage layers\npassthrough of weights, a\n" in evomerge("show", recipe).stdout
+    assert "has several stages" in evomerge("show", recipe, "--svg", tmp_path / "x.svg").stderr
+    assert "run evomerge search" in evomerge("apply", recipe, tmp_path / "out").stderr
+    run = tmp_path / "run"
+    text = evomerge("search", recipe, "--run-dir", run, "--evaluations", 5, "--device", "cpu").stdout
+    assert "4 of 4 evaluations" in text
+    assert "5 of 5 evaluations" in text
+    verdict = json.loads((run / "result.json").read_text())["verdict"]
+    assert verdict in text.replace("\n", " ")
+    assert evomerge("runs", tmp_path).stdout.splitlines()[0].startswith(f"{run}: finished, 9 evaluations, best ")
+    assert verdict in evomerge("runs", tmp_path).stdout
+    assert evomerge("apply", run, tmp_path / "out").returncode == 0
 
 
 def test_faults_are_reported_in_plain_lines_with_status_1(found, tmp_path: Path):

@@ -16,7 +16,7 @@ import typer
 from evomerge.cli import main
 from evomerge.cli.app import app
 from evomerge.merge import checked_method
-from evomerge.recipe import Recipe
+from evomerge.recipe import StagedRecipe, load
 from evomerge.study import prepare
 from evomerge.tasks import Task
 
@@ -30,9 +30,11 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_says_how_to_run_it(path: Path):
-    recipe = Recipe.load(path)
-    assert checked_method(recipe)
-    assert recipe.holes()
+    document = load(path)
+    for recipe in document.stages.values() if isinstance(document, StagedRecipe) else [document]:
+        assert checked_method(recipe)
+        assert recipe.holes()
+        assert all((ROOT / task.task).is_file() for task in recipe.tasks)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert f"evomerge search recipes/{path.name}" in "\n".join(head)
 
@@ -54,7 +56,7 @@ def test_the_smollm2_data_is_what_its_script_writes(tmp_path: Path):
 
     write_data(tmp_path)
     written = sorted(tmp_path.glob("*.jsonl"))
-    assert len(written) == 3
+    assert len(written) == 4
     for path in written:
         assert path.read_bytes() == (ROOT / "eval_tasks" / "data" / path.name).read_bytes(), path.name
 
@@ -138,7 +140,7 @@ def test_every_documented_command_that_needs_nothing_else_runs(tmp_path: Path, m
         )
     monkeypatch.chdir(tmp_path)
     # Models that scripts make, from the Hub or in minutes, and the Hub's data.
-    needs = re.compile(r"smollm2|MODEL|^(?!evomerge )")
+    needs = re.compile(r"smollm2|evollm|MODEL|^(?!evomerge )")
     commands = [shlex.split(command) for command in documented() if not needs.search(command)]
     order = ["check", "search", "show", "runs", "apply", "eval"]
     commands.sort(key=lambda words: order.index(words[1]))

@@ -102,10 +102,11 @@ def search(
         ),
     ] = None,
 ) -> None:
-    """Search for the best numbers for a recipe's holes.
+    """Search for the best numbers for a recipe's holes, or for the best stack of layers.
 
     Every evaluation is on disk before the next begins. Stop the search with Ctrl-C, or lose power: the same command
-    resumes it, and it finds the same winner as an uninterrupted search. A larger --evaluations extends a search.
+    resumes it, and it finds the same winner as an uninterrupted search. A larger --evaluations extends a search; of a
+    recipe with stages, its last one.
 
     The run's folder holds best.yaml (the best recipe so far), study.db (the record, an Optuna study) and, at the
     end, result.json (the parents and the winner on the holdout).
@@ -117,24 +118,40 @@ def search(
     """
     from evomerge.cli.display import SearchDisplay, conclusion_table, fitted, spent
     from evomerge.merge import compute_device
-    from evomerge.study import Study, conclude, prepare
+    from evomerge.recipe import StagedRecipe, load
+    from evomerge.study import Stages, Study, conclude, prepare
 
     folder = run_dir or Path("runs") / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
     best = folder / "best.yaml"
 
     def stopped() -> str:
-        found = f"the best recipe so far is {best}" if best.is_file() else "nothing is scored yet"
+        known = sorted(folder.glob("**/best.yaml"), key=lambda path: path.stat().st_mtime)
+        found = f"the best recipe so far is {known[-1]}" if known else "nothing is scored yet"
         return f"Stopped: {found}; the same command resumes the search."
 
     with stoppable(stopped):
         where = compute_device(device)
+        options: Any = {"evaluations": evaluations, "seed": seed, "compute_dtype": compute_dtype}
         with out.status(Text("Checking the recipe, its models and tasks")):
-            spec = prepare(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
-        say(_headline(recipe, spec, where))
-        display = SearchDisplay(out, spec)
-        with display.live, Study(spec, folder, device, display, storage) as study:
-            study.run()
-            report = conclude(study)
+            document = load(recipe)
+            make: Any = Stages if isinstance(document, StagedRecipe) else prepare
+            checked = make(document, **options)
+        if isinstance(checked, Stages):
+            checked.open(folder)
+            for name in checked.names:
+                spec = checked.prepare(name, folder)
+                say(f"stage {name}", _headline(recipe, spec, where), sep="\n")
+                display = SearchDisplay(out, spec)
+                own = f"{folder.resolve().name}-{name}"
+                with display.live, Study(spec, folder / name, device, display, storage, own) as study:
+                    study.run()
+                    report = checked.conclude(name, study)
+        else:
+            say(_headline(recipe, checked, where))
+            display = SearchDisplay(out, checked)
+            with display.live, Study(checked, folder, device, display, storage) as study:
+                study.run()
+                report = conclude(study)
         out.print(fitted(conclusion_table(report), out))
         say(report.verdict, style="bold")
         say(spent(report), f"Make the model: evomerge apply {best} OUT_DIR", sep="\n")
@@ -236,14 +253,14 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
     Example: evomerge check recipes/quickstart.yaml
     """
     from evomerge.merge import compute_device, open_recipe, plan_warnings
-    from evomerge.recipe import Recipe
-    from evomerge.study import prepare
+    from evomerge.recipe import StagedRecipe, load
+    from evomerge.study import Stages, prepare
 
     where = compute_device(device)
     # Read once: the recipe may be a pipe.
     path = _recipe_file(recipe)
-    document = Recipe.load(path)
-    if not document.holes():
+    document = load(path)
+    if not isinstance(document, StagedRecipe) and not document.holes():
         plan = open_recipe(document)
         layout = plan.layout
         models = ", ".join(layout.checkpoints)
@@ -254,23 +271,37 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
             sep="\n",
         )
         return
-    spec = prepare(document, compute_dtype=compute_dtype)
-    spec.rehearse()
+    if isinstance(document, StagedRecipe):
+        for name, spec in Stages(document, compute_dtype=compute_dtype).checks.items():
+            spec.rehearse()
+            say(f"stage {name}", *_checked(path, spec, where), sep="\n")
+    else:
+        spec = prepare(document, compute_dtype=compute_dtype)
+        spec.rehearse()
+        say(*_checked(path, spec, where), sep="\n")
+    say("OK: ready to run")
+
+
+def _checked(path: Path, spec: Any, where: Any) -> list[str]:
+    """Returns what a search would need, line by line."""
+    from evomerge.merge import plan_warnings
+
     dtype = spec.runs_in(where)
     tiers = {"device": f"in {where}'s memory", "memory": "in main memory", "disk": "on disk, read piece by piece"}
-    say(
+    kept = f"{size(spec.source_bytes)} for {len(spec.checkpoints)} models, {tiers[spec.tier(where, dtype)]}"
+    if spec.stacks is not None:
+        kept = "a candidate refers to their layers"
+    return [
         _headline(path, spec, where),
-        *(f"  {hole.name}: {hole.low:g} to {hole.high:g}, from {hole.start:g}" for hole in spec.space.dimensions),
+        *(f"  {hole.name}: {hole.low:g} to {hole.high:g}, from {hole.start:g}" for hole in spec.dimensions),
         *(
             f"task: {task.name}, {len(task.items('search'))} items to search on, {len(task.items('holdout'))} held out"
             for task in spec.tasks
         ),
-        f"memory: {size(spec.live_bytes(dtype))} for a candidate, in {str(dtype).removeprefix('torch.')} on {where};"
-        f" {size(spec.source_bytes)} for {len(spec.checkpoints)} models, {tiers[spec.tier(where, dtype)]}",
+        f"memory: {size(spec.live_bytes(dtype))} for {'a candidate' if spec.stacks is None else 'the models'},"
+        f" in {str(dtype).removeprefix('torch.')} on {where}; {kept}",
         *plan_warnings(spec.first),
-        "OK: ready to run",
-        sep="\n",
-    )
+    ]
 
 
 @app.command()
@@ -284,10 +315,17 @@ def show(
 
     Example: evomerge show recipes/quickstart.yaml
     """
-    from evomerge.recipe import Recipe
+    from evomerge.recipe import StagedRecipe, load
     from evomerge.report import drawing_of, to_svg, to_text
 
-    drawing = drawing_of(Recipe.load(_recipe_file(recipe)))
+    document = load(_recipe_file(recipe))
+    if isinstance(document, StagedRecipe):
+        if svg is not None:
+            raise EvomergeError(f"--svg draws one recipe, and {recipe} has several stages")
+        for name, stage in document.stages.items():
+            say(f"stage {name}", to_text(drawing_of(stage), out.width), sep="\n", end="")
+        return
+    drawing = drawing_of(document)
     say(to_text(drawing, out.width), end="")
     if svg is not None:
         try:
@@ -318,6 +356,6 @@ def _headline(path: Path, spec: Any, where: object) -> str:
     """Returns what a search is about to do, in two lines."""
     settings = spec.settings
     return (
-        f"{path}: {spec.recipe.merge_method} of {', '.join(spec.parents)}\n{len(spec.space)} numbers by"
+        f"{path}: {spec.recipe.merge_method} of {', '.join(spec.parents)}\n{spec.searched} by"
         f" {settings.optimizer}, {settings.evaluations} evaluations, seed {settings.seed}; on {where}"
     )

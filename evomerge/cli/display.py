@@ -187,7 +187,7 @@ def conclusion_table(report: ReportData) -> Table:
         cells = [label, _number(result.search), _number(result.holdout), _interval(result.interval)]
         table.add_row(*cells, *(_number(result.tasks.get(task)) for task in tasks), style=style)
 
-    models = [*([report.base] if report.base else []), *report.parents]
+    models = [*([report.base] if report.base else []), *report.parents, *report.others]
     # The last part of a path is enough if only one model has it: the other columns need the width.
     last = Counter(Path(model.name).name for model in models)
     for model in models:

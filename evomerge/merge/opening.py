@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.architecture import Architecture, LanguagePart, check_values
@@ -45,12 +46,16 @@ def open_recipe(recipe: Recipe | Path) -> Plan:
     return plan(recipe, checkpoints)
 
 
-def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
+def open_models(recipe: Recipe, made: Mapping[str, Checkpoint] | None = None) -> dict[str, Checkpoint]:
     """Returns every model that the recipe names, opened, by its name there; no weights are loaded.
 
     They are opened once for all candidates of a search. Each has a head of its own where one of them has. Where the
     recipe names the result's vocabulary, each is seen with that vocabulary. Where it merges a component, only that
     component of each is seen, and what else the larger model has is one more checkpoint.
+
+    Args:
+        recipe: the recipe.
+        made: models that are open already, by their names in the recipe.
 
     Raises:
         RecipeError: with a line for every model that cannot be opened, whose config.json has a wrong value, or whose
@@ -61,7 +66,7 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     kind = LanguagePart if recipe.component else Architecture
     for reference in recipe.references():
         try:
-            opened[reference] = open_checkpoint(reference, recipe.folders)
+            opened[reference] = (made or {}).get(reference) or open_checkpoint(reference, recipe.folders)
             check_values(opened[reference].config)
             kind.of(opened[reference].config, opened[reference].tensors)
         except CheckpointError as fault:

@@ -3,6 +3,7 @@
 from evomerge.recipe.document import Recipe, SearchSettings
 from evomerge.recipe.sources import LayerSource, Slice
 from evomerge.recipe.stacks import Mutations, StackHole, StackSearch
+from evomerge.recipe.staged import StagedRecipe, load
 from evomerge.recipe.tokens import ModelToken, TokenEntry, TokenizerSection, ZeroToken
 from evomerge.recipe.values import Filtered, Hole, Number, Value, gradient, is_choice, resolve
 
@@ -18,11 +19,13 @@ __all__ = [
     "Slice",
     "StackHole",
     "StackSearch",
+    "StagedRecipe",
     "TokenEntry",
     "TokenizerSection",
     "Value",
     "ZeroToken",
     "gradient",
     "is_choice",
+    "load",
     "resolve",
 ]

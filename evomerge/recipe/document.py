@@ -148,7 +148,7 @@ class Recipe(Strict):
         Raises:
             RecipeError: with one line for every fault of the file.
         """
-        return cls._checked(document.read(Path(path), RecipeError))
+        return cls.checked(document.read(Path(path), RecipeError))
 
     @classmethod
     def parse(cls, text: str, name: str = "recipe") -> Recipe:
@@ -157,10 +157,18 @@ class Recipe(Strict):
         Raises:
             RecipeError: with one line for every fault of the text.
         """
-        return cls._checked(document.parse(text, name, RecipeError))
+        return cls.checked(document.parse(text, name, RecipeError))
 
     @classmethod
-    def _checked(cls, source: Source) -> Recipe:
+    def checked(cls, source: Source) -> Recipe:
+        """Returns the recipe that a parsed document, or a part of one, holds.
+
+        Raises:
+            RecipeError: with one line for every fault.
+        """
+        if isinstance(source.data, dict) and "stages" in source.data:
+            message = "stages make a model in several searches: expected one recipe; run evomerge search"
+            raise RecipeError([source.fault(("stages",), message)])
         # Before the rest is validated, so that all faults are reported at once.
         faults = [source.fault(location, message) for location, message in stack_faults(source.data)]
         try:

@@ -36,6 +36,11 @@ class Optimizer(Protocol[G]):
     which they were first told; proposals that were drawn but never told are then returned first by `ask`.
     """
 
+    @property
+    def sequential(self) -> bool:
+        """Whether every outcome should be told before the next proposal is asked for, so that all of them count."""
+        ...
+
     def ask(self, n: int) -> list[Proposal[G]]:
         """Returns up to `n` proposals: fewer, or none, where outstanding outcomes must be told first."""
         ...
@@ -56,7 +61,13 @@ class Optimizer(Protocol[G]):
 
 
 class Drawing(ABC, Generic[G]):
-    """An optimizer that draws one genome at a time; subclasses say how it draws and what it learns."""
+    """An optimizer that draws one genome at a time; subclasses say how it draws and what it learns.
+
+    Attributes:
+        sequential: whether every outcome should be told before the next proposal is drawn.
+    """
+
+    sequential = False
 
     def __init__(self) -> None:
         self._count = 0

@@ -24,6 +24,8 @@ class Tpe(Drawing[Genome]):
         settings: `seed` is used.
     """
 
+    sequential = True
+
     def __init__(self, space: NumberSpace, settings: SearchSettings) -> None:
         super().__init__()
         self._seed = settings.seed

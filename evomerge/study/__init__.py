@@ -2,11 +2,13 @@
 
 from evomerge.study.intervals import interval
 from evomerge.study.objective import Objective
+from evomerge.study.observer import Observer
 from evomerge.study.record import Record, Trial
 from evomerge.study.report_data import ModelResult, ReportData, conclude
 from evomerge.study.runs import Run, runs
 from evomerge.study.search_spec import SearchSpec, prepare
-from evomerge.study.study import Observer, Study
+from evomerge.study.stages import Stages
+from evomerge.study.study import Study
 
 __all__ = [
     "ModelResult",
@@ -16,6 +18,7 @@ __all__ = [
     "ReportData",
     "Run",
     "SearchSpec",
+    "Stages",
     "Study",
     "Trial",
     "conclude",

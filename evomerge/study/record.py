@@ -89,6 +89,7 @@ class Record:
     Args:
         folder: the run's folder; made if it does not exist.
         storage: the URL of the database that holds the record; study.db in the folder by default.
+        name: the study's name in such a database; the folder's name by default.
 
     Attributes:
         title: the run's folder, or the study in its database, in messages.
@@ -97,9 +98,9 @@ class Record:
         StudyError: another process is searching there, or the database cannot be used.
     """
 
-    def __init__(self, folder: Path, storage: str | None = None) -> None:
+    def __init__(self, folder: Path, storage: str | None = None, name: str | None = None) -> None:
         self.folder = folder
-        self._place = Storage(folder, storage)
+        self._place = Storage(folder, storage, name)
         self.title = self._place.title
         self._locks: list[sqlalchemy.Connection | int] = []
         try:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evomerge.errors import StudyError
+from evomerge.errors import ArchitectureError, StudyError
+from evomerge.merge import plan
 from evomerge.recipe import Recipe
+from evomerge.runtime import by_reference, verify_fold
 from evomerge.search import Outcome
 from evomerge.study.intervals import difference_interval, interval
 from evomerge.study.record import MEAN, RESULT, Trial, write_atomically
@@ -56,6 +58,9 @@ class ReportData:
         evaluations: candidates on record.
         failures: those of them that could not be scored.
         seconds: spent on ``build``, ``evaluate`` and ``other`` in all search evaluations.
+        fold: how much the logits change when the winner's scales are folded into its weights, in float32, relative to
+            the largest logit; or why they cannot be folded. None where scales are not searched.
+        others: further models to beat: those of earlier stages.
     """
 
     parents: Sequence[ModelResult]
@@ -68,6 +73,8 @@ class ReportData:
     evaluations: int
     failures: int
     seconds: Mapping[str, float]
+    fold: float | str | None = None
+    others: Sequence[ModelResult] = ()
 
     @property
     def winner(self) -> ModelResult:
@@ -76,8 +83,8 @@ class ReportData:
 
     @property
     def competitors(self) -> list[ModelResult]:
-        """The models to beat: the parents, the base and the parents' mean, if scored on the holdout."""
-        others = [*self.parents, *filter(None, (self.base, self.mean))]
+        """The models to beat: the parents, the base, the parents' mean and the others, if scored on the holdout."""
+        others = [*self.parents, *filter(None, (self.base, self.mean)), *self.others]
         return [other for other in others if other.holdout is not None and other.name != self.winner.name]
 
     @property
@@ -101,7 +108,11 @@ class ReportData:
         name = "the mean of the parents" if rival.name == MEAN else rival.name
         best = f"the best of its competitors, {name}, on the holdout"
         gap = f"({self.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f})"
-        failed = [other.name for other in (*self.parents, self.base, self.mean) if other and other.holdout is None]
+        failed = [
+            other.name
+            for other in (*self.parents, self.base, self.mean, *self.others)
+            if other and other.holdout is None
+        ]
         rest = f" Not scored: {', '.join(failed)}." if failed else ""
         if self.beaten:
             return f"Beaten: the winner scores above {best} {gap}.{rest}"
@@ -111,7 +122,7 @@ class ReportData:
 
     def as_data(self) -> dict[str, Any]:
         """Returns the report as plain data, as result.json holds it."""
-        return {
+        data = {
             "verdict": self.verdict,
             "beaten": self.beaten,
             "parents": [_model_result(parent, "model") for parent in self.parents],
@@ -128,6 +139,12 @@ class ReportData:
             "failures": self.failures,
             "seconds": dict(self.seconds),
         }
+        if self.others:
+            data["others"] = [_model_result(other, "model") for other in self.others]
+        if self.fold is not None:
+            folded = isinstance(self.fold, float)
+            data["fold"] = {"difference": self.fold} if folded else {"error": self.fold}
+        return data
 
 
 def _model_result(result: ModelResult, label: str) -> dict[str, Any]:
@@ -141,13 +158,14 @@ def _model_result(result: ModelResult, label: str) -> dict[str, Any]:
     return {**found, "error": result.error} if result.error else found
 
 
-def conclude(study: Study) -> ReportData:
+def conclude(study: Study, others: Mapping[str, tuple[Outcome, Outcome]] | None = None) -> ReportData:
     """Scores the finalists, the mean and every parent on the holdout, and writes result.json.
 
     Each holdout score is recorded as soon as it is known; after a kill, only the rest is scored.
 
     Args:
         study: a search that has run.
+        others: further models to beat, with their outcomes on the search items and on the holdout.
 
     Raises:
         StudyError: no merge could be scored, or the result cannot be written.
@@ -167,10 +185,28 @@ def conclude(study: Study) -> ReportData:
         outcomes[name] = study.on_record(f"holdout:{name}", recipe, name, "holdout")
     searched = {name: study.value(outcome) for name, outcome in study.baselines.items()}
     searched |= {trial.name: trial.objective for trial in trials}
-    report = _concluded(study, finalists, outcomes, searched)
+    further = {name: pair for name, pair in (others or {}).items() if name not in outcomes}
+    searched |= {name: study.value(found) for name, (found, _) in further.items()}
+    outcomes |= {name: found for name, (_, found) in further.items()}
+    report = replace(_concluded(study, finalists, outcomes, searched, list(further)), fold=_fold(study, finalists[0]))
     write_atomically(study.folder / RESULT, json.dumps(report.as_data(), indent=2, ensure_ascii=False) + "\n")
     study.record.set_attribute("holdout", "done")
     return report
+
+
+def _fold(study: Study, winner: Trial) -> float | str | None:
+    """Returns `ReportData.fold` of the winner."""
+    stacks = study.spec.stacks
+    if stacks is None or stacks.scale is None:
+        return None
+    made = plan(Recipe.model_validate(winner.recipe), study.spec.checkpoints)
+    if all(layer.scale == 1.0 for layer in by_reference(made) or ()):
+        return 0.0
+    try:
+        return verify_fold(made)
+    except ArchitectureError as fault:
+        study.observer.note(f"the winner's scales are not the same in its written weights: {fault}")
+        return str(fault)
 
 
 def _concluded(
@@ -178,6 +214,7 @@ def _concluded(
     finalists: Sequence[Trial],
     outcomes: Mapping[str, Outcome],
     searched: Mapping[str, float | None],
+    others: Sequence[str],
 ) -> ReportData:
     spec = study.spec
     weights = study.objective.slopes
@@ -198,6 +235,7 @@ def _concluded(
         parents=[result(name) for name in spec.parents],
         base=result(spec.base) if spec.base else None,
         mean=result(MEAN) if searched.get(MEAN) is not None else None,
+        others=[result(name) for name in others],
         finalists=[result(trial.name) for trial in finalists],
         recipe=Recipe.model_validate(finalists[0].recipe),
         difference=None,

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from evomerge.errors import StudyError
 from evomerge.study.record import RESULT, recorded_trials, storage_of
+from evomerge.study.stages import stage_names
 from evomerge.study.storage import DATABASE
 
 
@@ -36,7 +37,7 @@ class Run:
 
 
 def runs(folder: Path) -> list[Run]:
-    """Returns the searches in `folder` and in the folders directly in it, by name.
+    """Returns the searches in `folder` and in the folders directly in it, by name; one with stages is one search.
 
     Raises:
         StudyError: it is not a folder that can be read.
@@ -45,10 +46,31 @@ def runs(folder: Path) -> list[Run]:
         inside = sorted(folder.iterdir())
     except OSError as fault:
         raise StudyError(f"{folder}: cannot be listed ({fault.strerror}); expected a folder of runs") from None
-    return [_run(path) for path in (folder, *inside) if (path / DATABASE).is_file() or storage_of(path)]
+    return [run for path in (folder, *inside) if (run := _run(path)) is not None]
 
 
-def _run(folder: Path) -> Run:
+def _run(folder: Path) -> Run | None:
+    """Returns the search in a folder; None where there is none."""
+    if (folder / DATABASE).is_file() or storage_of(folder):
+        return _search(folder)
+    names = stage_names(folder) or []
+    stages = [run for name in names if (run := _run(folder / name)) is not None]
+    if not stages:
+        return None
+    evaluations = (
+        None if any(run.evaluations is None for run in stages) else sum(run.evaluations or 0 for run in stages)
+    )
+    best, storage = stages[-1].best, stages[-1].storage
+    states = {run.state: run for run in stages}
+    for state in ("damaged", "running"):
+        if state in states:
+            return Run(folder, state, evaluations, best, states[state].verdict, storage)
+    if len(stages) == len(names) and set(states) == {"finished"}:
+        return Run(folder, "finished", evaluations, best, stages[-1].verdict, storage)
+    return Run(folder, "stopped", evaluations, best, "", storage)
+
+
+def _search(folder: Path) -> Run:
     result, storage = _result(folder), storage_of(folder)
     # A record in another database may need a password: of such a run, only its folder is read.
     done, best = (result.evaluations, result.best) if result else (None, None)

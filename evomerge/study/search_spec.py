@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from evomerge.architecture import Architecture
 from evomerge.checkpoint import Checkpoint
-from evomerge.document import Location, suggestion
-from evomerge.errors import EvomergeError, RecipeError, TaskError
+from evomerge.document import suggestion
+from evomerge.errors import EvomergeError, MergeError, RecipeError, TaskError
 from evomerge.evaluation import Evaluator
-from evomerge.merge import Plan, Tier, WeightStore, checked_method, choose_tier, hole_starts, open_models, parents, plan
+from evomerge.merge import Plan, Tier, WeightStore, checked_method, choose_tier, open_models, parents, plan
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
-from evomerge.runtime import ResidentRuntime, Runtime, compute_dtype
-from evomerge.search import OPTIMIZERS, NumberSpace, optimizers_for
+from evomerge.runtime import ResidentRuntime, Runtime, StackRuntime, compute_dtype
+from evomerge.search import OPTIMIZERS, Dimension, IndicatorSpace, NumberSpace, StackSpace, optimizers_for
+from evomerge.study.spaces import first_plan, space_of, whole_stack
 from evomerge.tasks import Task
 
 T = TypeVar("T")
@@ -34,11 +35,12 @@ class SearchSpec:
         checkpoints: every model that it names, opened.
         tasks: what candidates are scored on.
         task_weights: each task's share by name; they need not sum to one.
-        space: the searched numbers.
+        space: the searched numbers, or stacks of layers.
         parents: the models that are merged.
         base: the ancestor, where it is not a parent; scored for comparison.
-        first: the plan of the space's start; every candidate has the same tensors.
+        first: the plan of the space's start. In a search for numbers, every candidate has the same tensors.
         compute_dtype: the name of the dtype in which candidates run; ``auto``: the fastest.
+        made: the folders of models that an earlier stage made, by their names in the recipe.
     """
 
     recipe: Recipe
@@ -46,14 +48,37 @@ class SearchSpec:
     checkpoints: Mapping[str, Checkpoint]
     tasks: tuple[Task, ...]
     task_weights: Mapping[str, float]
-    space: NumberSpace
+    space: NumberSpace | StackSpace | IndicatorSpace
     parents: tuple[str, ...]
     base: str | None
     first: Plan
     compute_dtype: str = "auto"
+    made: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def stacks(self) -> StackSpace | None:
+        """The stacks that are searched, in either encoding; None in a search for numbers."""
+        space = self.space
+        return space.stacks if isinstance(space, IndicatorSpace) else space if isinstance(space, StackSpace) else None
+
+    @property
+    def dimensions(self) -> list[Dimension]:
+        """The searched numbers; none in a search for stacks."""
+        return self.space.dimensions if isinstance(self.space, NumberSpace) else []
+
+    @property
+    def searched(self) -> str:
+        """What is searched, in a few words."""
+        stacks = self.stacks
+        if stacks is None:
+            return f"{len(self.dimensions)} numbers"
+        scales = f", each with a scale from {stacks.scale[0]:g} to {stacks.scale[1]:g}" if stacks.scale else ""
+        return f"stacks of {stacks.min_layers} to {stacks.max_layers} layers{scales}"
 
     def parent_recipe(self, model: str) -> Recipe:
-        """Returns the recipe of `model` alone, in the dtype of the candidates."""
+        """Returns the recipe of `model` alone, in the form and the dtype of the candidates."""
+        if self.stacks is not None:
+            return whole_stack(self.recipe, model, self.checkpoints[model])
         return self._alike({"merge_method": "passthrough", "models": [{"model": model}]})
 
     def mean_recipe(self) -> Recipe:
@@ -79,8 +104,9 @@ class SearchSpec:
         return compute_dtype(self.first.layout, device, self.compute_dtype)
 
     def live_bytes(self, dtype: torch.dtype) -> int:
-        """Returns the bytes of the resident model if it runs in `dtype`."""
-        return self.first.layout.nbytes * dtype.itemsize // self.first.layout.dtype.itemsize
+        """Returns the bytes of the resident model, or of all models of a search for stacks, if run in `dtype`."""
+        stored = self.first.layout.nbytes if self.stacks is None else self.source_bytes
+        return stored * dtype.itemsize // self.first.layout.dtype.itemsize
 
     def tier(self, device: torch.device, dtype: torch.dtype) -> Tier:
         """Returns where the models are kept during a search on `device`, whose candidates run in `dtype`."""
@@ -90,7 +116,7 @@ class SearchSpec:
         """Returns the runtime and the evaluator, with every item read and tokenized.
 
         Args:
-            store: where weights are read.
+            store: where weights are read; not used by stacks, whose models the runtime keeps.
             device: see `ResidentRuntime`.
             dtype: in which candidates run.
 
@@ -99,11 +125,26 @@ class SearchSpec:
             CheckpointError: the tokenizer or the generation settings cannot be read.
             TaskError: a task cannot be used with this tokenizer.
         """
-        runtime = ResidentRuntime(self.first, store, device, dtype)
+        runtime: Any
+        if self.stacks is not None and device != "meta":
+            with _of_model(self.parents[0]):
+                runtime = StackRuntime(self.first, device, dtype)
+        else:
+            runtime = ResidentRuntime(self.first, store, device, dtype)
         evaluator = Evaluator(self.tasks, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size)
         evaluator.items("search")
         evaluator.items("holdout")
         return runtime, evaluator
+
+    def load_parent(self, runtime: Runtime, model: str) -> None:
+        """Loads a model into a runtime of stacks, which keeps it.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            MergeError: it holds values that are not finite.
+        """
+        with _of_model(model):
+            runtime.load(plan(self.parent_recipe(model), self.checkpoints))
 
     def rehearse(self) -> None:
         """Does everything that a search does before its first candidate, without memory for weights.
@@ -115,10 +156,19 @@ class SearchSpec:
         """
         store = WeightStore(self.checkpoints, "disk", torch.device("cpu"))
         self.scoring(store, "meta", self.first.layout.dtype)
+        if self.stacks is not None:
+            for name in self.parents:
+                made = plan(self.parent_recipe(name), self.checkpoints)
+                ResidentRuntime(made, store, "meta", self.first.layout.dtype)
 
 
 def prepare(
-    recipe: Recipe | Path, *, evaluations: int | None = None, seed: int | None = None, compute_dtype: str = "auto"
+    recipe: Recipe | Path,
+    *,
+    evaluations: int | None = None,
+    seed: int | None = None,
+    compute_dtype: str = "auto",
+    made: Mapping[str, Checkpoint] | None = None,
 ) -> SearchSpec:
     """Returns the search that a recipe describes, checked as far as possible without loading weights.
 
@@ -127,6 +177,7 @@ def prepare(
         evaluations: replaces the recipe's number.
         seed: replaces the recipe's seed.
         compute_dtype: see `SearchSpec`.
+        made: models that are already open, by their names in the recipe: those of earlier stages.
 
     Raises:
         RecipeError: the recipe, its models or its tasks have faults; one line each.
@@ -145,8 +196,6 @@ def prepare(
                 (), "nothing to search: no number is {search: [low, high]}; to write the model, run evomerge apply"
             )
         )
-    if recipe.stack_hole is not None:
-        faults.append(recipe.fault(("slices",), "searching for slices is not supported yet; write the slices out"))
     if not recipe.tasks:
         faults.append(recipe.fault((), 'nothing to score candidates on: add "tasks: [{task: FILE}]"'))
     known = optimizers_for(recipe)
@@ -156,15 +205,25 @@ def prepare(
         faults.append(recipe.fault(("search", "optimizer"), message))
     _gather(faults, lambda: checked_method(recipe))
     tasks = _tasks(recipe, faults)
-    checkpoints = _gather(faults, lambda: open_models(recipe))
+    checkpoints = _gather(faults, lambda: open_models(recipe, made or {}))
     if faults or checkpoints is None:
         raise RecipeError(faults)
-    space = _space(recipe, checkpoints)
-    first = plan(space.decode([float(gene) for gene in space.start]), checkpoints)
+    space = space_of(recipe, settings, checkpoints)
+    first = first_plan(space, checkpoints)
     names = parents(recipe)
     base = recipe.base_model if recipe.base_model not in names else None
     weights = {task.name: entry.weight for task, entry in zip(tasks, recipe.tasks, strict=True)}
-    return SearchSpec(recipe, settings, checkpoints, tasks, weights, space, names, base, first, compute_dtype)
+    folders = {name: checkpoint.folder for name, checkpoint in (made or {}).items()}
+    return SearchSpec(recipe, settings, checkpoints, tasks, weights, space, names, base, first, compute_dtype, folders)
+
+
+@contextmanager
+def _of_model(model: str) -> Iterator[None]:
+    """Names the model in errors about its tensors."""
+    try:
+        yield
+    except MergeError as fault:
+        raise MergeError(f"{model}: {fault}") from None
 
 
 def _gather(faults: list[str], make: Callable[[], T]) -> T | None:
@@ -196,34 +255,3 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
             faults.append(recipe.fault(("tasks", i, "task"), message))
         found[task.name] = task
     return tuple(found.values())
-
-
-def _space(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> NumberSpace:
-    holes = recipe.number_holes()
-    names = parents(recipe)
-    depth = Architecture.of(checkpoints[names[0]].config, checkpoints[names[0]].tensors).num_layers
-    depths: dict[Location, int] = {}
-    faults = []
-    for location, hole in holes.items():
-        if hole.layers is None:
-            continue
-        own = _depth_at(recipe, location, depth)
-        if own is None:
-            message = "layers spreads over slices of different lengths; put it into the slices, or interpolate"
-            if not hole.interpolate:
-                faults.append(recipe.fault(location, message))
-        elif hole.layers > own:
-            message = f"layers is {hole.layers}, but there are {own} layers; use {own} or fewer"
-            faults.append(recipe.fault(location, message))
-        depths[location] = own or 0
-    if faults:
-        raise RecipeError(faults)
-    return NumberSpace(recipe, depths=depths, starts=hole_starts(recipe, checked_method(recipe), len(names)))
-
-
-def _depth_at(recipe: Recipe, location: Location, depth: int) -> int | None:
-    """Returns how many layers the value at `location` covers; None if its slices differ."""
-    modules = recipe.modules_by_place()
-    inside = [place for place in modules if location[: len(place)] == place] or list(modules)
-    found = {modules[place].depth_at(location[len(place) :], depth) for place in inside}
-    return found.pop() if len(found) == 1 else None

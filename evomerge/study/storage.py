@@ -37,6 +37,7 @@ class Storage:
     Args:
         folder: the run's folder.
         url: the database's URL; None: study.db in the folder.
+        name: the study's name in the database at the URL; the folder's name by default.
 
     Attributes:
         url: the database's URL, which may hold a password.
@@ -50,7 +51,7 @@ class Storage:
         StudyError: the URL is not one of a supported database, or the database's driver is not installed.
     """
 
-    def __init__(self, folder: Path, url: str | None = None) -> None:
+    def __init__(self, folder: Path, url: str | None = None, name: str | None = None) -> None:
         own = folder / DATABASE
         self.url = sqlalchemy.URL.create("sqlite", database=str(own)) if url is None else _parsed(url)
         self.path = Path(self.url.database or "") if self.url.get_backend_name() == "sqlite" else None
@@ -62,7 +63,7 @@ class Storage:
         secret = [key for key in self.url.query if "pass" in key.lower()]
         shown = self.url.difference_update_query(secret)._replace(password=None)
         self.label = shown.set(drivername=shown.get_backend_name()).render_as_string()
-        self.study = folder.resolve().name
+        self.study = name or folder.resolve().name
         self.title = f'{self.label}: study "{self.study}"'
 
     def open(self, path: Path | None = None) -> optuna.storages.RDBStorage:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from evomerge.checkpoint import Reference
 from evomerge.errors import (
     ArchitectureError,
     EvaluationError,
@@ -22,41 +21,22 @@ from evomerge.errors import (
 from evomerge.evaluation import Evaluator, Scores
 from evomerge.merge import Planner, WeightStore, compute_device
 from evomerge.recipe import Recipe
-from evomerge.runtime import Runtime, compute_dtype
-from evomerge.search import OPTIMIZERS, Genome, Outcome, Proposal, State
+from evomerge.runtime import Runtime, StackRuntime, compute_dtype
+from evomerge.search import NumberSpace, Outcome, Proposal, State, optimizers_for
 from evomerge.study.identity import changes, environment, identity
 from evomerge.study.objective import Objective
-from evomerge.study.record import Record, Trial, recipe_key, write_atomically
+from evomerge.study.observer import Observer
+from evomerge.study.recipe_files import refuse_overwriting, write_best, write_recipe
+from evomerge.study.record import Record, Trial, recipe_key
 from evomerge.study.search_spec import SearchSpec
+from evomerge.study.spaces import sharing_order
 from evomerge.tasks import Split
-
-_RECIPE_HEAD = "The recipe of this search."
-_BEST_HEAD = "The best merge of"
 
 MOST_FAILURES = 12
 """A search whose first candidates all fail stops after this many: the cause is not their numbers."""
 
-
-class Observer(Protocol):
-    """Is notified of the progress of a search."""
-
-    def loading(self, done: int, total: int) -> None:
-        """`done` of `total` bytes of weights are read."""
-
-    def evaluating(self, what: str, stage: str) -> None:
-        """The evaluation of `what` (a model or candidate) is at `stage`: ``build``, or a task's name."""
-
-    def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
-        """A parent, or the base, was scored; its objective is None until all parents are, or if it failed."""
-
-    def trial(self, trial: Trial, fresh: bool) -> None:
-        """A merge is on record: just evaluated if `fresh`, otherwise read back."""
-
-    def holdout(self, name: str, done: int, total: int) -> None:
-        """The model `name` is being scored on the holdout, after `done` of `total`."""
-
-    def note(self, text: str) -> None:
-        """The user should know `text`."""
+MOST_AT_ONCE = 256
+"""How many stacks are sorted at a time, so that those with the same first layers follow each other."""
 
 
 class Study:
@@ -68,21 +48,28 @@ class Study:
         device: see `LiveModel`.
         observer: is notified of everything that happens.
         storage: the URL of the database for the record, see `Record`.
+        name: the study's name there, see `Record`.
 
     Raises:
         StudyError: the record is in use, damaged, or that of another search.
     """
 
     def __init__(
-        self, spec: SearchSpec, folder: Path, device: str, observer: Observer, storage: str | None = None
+        self,
+        spec: SearchSpec,
+        folder: Path,
+        device: str,
+        observer: Observer,
+        storage: str | None = None,
+        name: str | None = None,
     ) -> None:
         self.spec = spec
         self.folder = folder
         self.observer = observer
         self._device = device
         self._noted = False
-        _refuse_overwriting(folder)
-        self.record = Record(folder, storage)
+        refuse_overwriting(folder)
+        self.record = Record(folder, storage, name)
         try:
             self._check_identity()
         except BaseException:
@@ -132,7 +119,7 @@ class Study:
             self.record.set_attribute("digests", digests)
         self.record.bind()
         if recorded is None or not path.exists():
-            write_atomically(path, self.spec.recipe.to_yaml(_RECIPE_HEAD))
+            write_recipe(self.folder, self.spec.recipe.to_yaml())
 
     def _note_environment(self) -> None:
         if not self._noted:
@@ -159,7 +146,12 @@ class Study:
                 done += size
                 self.observer.loading(done, total)
 
-            store.load(loaded)
+            if spec.stacks is None:
+                store.load(loaded)
+            for model in spec.parents if spec.stacks else ():
+                # The runtime keeps the models of stacks.
+                spec.load_parent(scoring[0], model)
+                loaded(spec.checkpoints[model].nbytes)
             self._scoring = scoring
         return self._scoring
 
@@ -193,6 +185,13 @@ class Study:
         self.objective = Objective(spec.task_weights, self._ranges())
         for name, outcome in self.baselines.items():
             self.observer.baseline(name, outcome, self.value(outcome))
+            # The first stacks of a search are its models.
+            self._known[recipe_key(spec.parent_recipe(name).as_data())] = self._judged(outcome)
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Returns an outcome with its objective."""
+        value = self.value(outcome)
+        return replace(outcome, objectives=() if value is None else (value,))
 
     def _ranges(self) -> dict[str, tuple[float, float]] | None:
         if not self.spec.settings.normalize:
@@ -206,7 +205,7 @@ class Study:
         }
 
     def _run_mean(self) -> None:
-        if self.record.trials:
+        if self.record.trials or self.spec.stacks:
             return
         recipe = self.spec.mean_recipe()
         try:
@@ -218,7 +217,7 @@ class Study:
 
     def _run_candidates(self) -> None:
         space, settings = self.spec.space, self.spec.settings
-        optimizer = OPTIMIZERS[settings.optimizer](space, settings)
+        optimizer = optimizers_for(self.spec.recipe)[settings.optimizer](space, settings)
         for trial in self.candidates:
             assert trial.proposal
             proposal = replace(trial.proposal, genome=space.from_json(trial.proposal.genome))
@@ -227,9 +226,28 @@ class Study:
                 self._note_environment()
         self._refuse_hopeless()
         while len(self.candidates) < settings.evaluations:
-            (proposal,) = optimizer.ask(1)
-            optimizer.tell(proposal, self._add(proposal, space.decode(proposal.genome)).outcome)
-            self._refuse_hopeless()
+            done = len(self.candidates)
+            most = 1
+            if self.spec.stacks and not optimizer.sequential:
+                most = min(settings.evaluations - done, MOST_AT_ONCE - done % MOST_AT_ONCE)
+            proposals = optimizer.ask(most)
+            if not proposals:
+                self.observer.note(f"all {done} stacks that the recipe allows are evaluated: the search ends early")
+                return
+            for proposal in self._sorted(proposals):
+                optimizer.tell(proposal, self._add(proposal, space.decode(proposal.genome)).outcome)
+                self._refuse_hopeless()
+
+    def _sorted(self, proposals: list[Proposal[Any]]) -> list[Proposal[Any]]:
+        """Returns proposals in the order in which they share the most work, and prepares the runtime for it."""
+        if self.spec.stacks is None:
+            return proposals
+        found = sharing_order(self.spec.space, proposals, self._planner)
+        plans = {recipe_key(made.recipe.as_data()): made for _, made in found if made}
+        runtime, _ = self.scoring
+        assert isinstance(runtime, StackRuntime)
+        runtime.expect([made for key, made in plans.items() if key not in self._known])
+        return [proposal for proposal, _ in found]
 
     @property
     def candidates(self) -> list[Trial]:
@@ -242,7 +260,7 @@ class Study:
             error = trials[-1].outcome.error
             raise StudyError(f"all of the first {MOST_FAILURES} candidates failed, the last with: {error}")
 
-    def _add(self, proposal: Proposal[Genome] | None, recipe: Recipe) -> Trial:
+    def _add(self, proposal: Proposal[Any] | None, recipe: Recipe) -> Trial:
         space, number = self.spec.space, len(self.record.trials)
         merge = recipe.merge_only()
         data = merge.as_data()
@@ -252,13 +270,13 @@ class Study:
             outcome = replace(same, seconds=dict.fromkeys(same.seconds, 0.0), prompt_tokens=0, new_tokens=0)
         else:
             outcome = self.evaluate(merge, f"trial {number}", "search")
-            value = self.value(outcome)
-            outcome = replace(outcome, objectives=() if value is None else (value,))
-        recorded: Proposal[Any] | None = proposal
+            outcome = self._judged(outcome)
+        recorded = proposal
         parameters = {}
         if proposal:
             recorded = Proposal(proposal.id, space.to_json(proposal.genome), proposal.generation)
-            parameters = space.parameters(proposal.genome)
+            if isinstance(space, NumberSpace):
+                parameters = space.parameters(proposal.genome)
         trial = Trial(number, recorded, data, outcome)
         self.record.add(trial, parameters)
         self._known[trial.key] = outcome
@@ -339,7 +357,7 @@ class Study:
         return [trial for trial in self.record.trials if trial.objective is not None]
 
     def ranked(self) -> list[Trial]:
-        """Returns the scored merges, best first, ties in the order of the record; each recipe once."""
+        """Returns the scored merges, best first, ties in the order in which they were drawn; each recipe once."""
         found: dict[str, Trial] = {}
         for trial in sorted(self.scored, key=_rank):
             found.setdefault(trial.key, trial)
@@ -351,35 +369,10 @@ class Study:
 
     def _write_best(self) -> None:
         best = self.best()
-        if best is None:
-            return
-        head = (
-            f"{_BEST_HEAD} {self.folder.name}: trial {best.number}, search score {best.objective:.4f}.\n"
-            f"Make its model: evomerge apply {self.folder / 'best.yaml'} OUT_DIR"
-        )
-        folders = self.spec.recipe.folders
-
-        def anywhere(name: str) -> str:
-            return Reference.parse(name, folders).absolute(folders)
-
-        write_atomically(
-            self.folder / "best.yaml", Recipe.model_validate(best.recipe).with_models(anywhere).to_yaml(head)
-        )
-
-
-def _refuse_overwriting(folder: Path) -> None:
-    """Raises where a search would replace a recipe that no search wrote."""
-    for name, head in (("recipe.yaml", _RECIPE_HEAD), ("best.yaml", _BEST_HEAD)):
-        path = folder / name
-        try:
-            text = path.read_bytes()
-        except OSError:
-            continue  # there is none, or the record has the better message
-        if not text.startswith(f"# {head}".encode()):
-            raise StudyError(
-                f"{path}: not written by a search, which would replace it; use another --run-dir, or move it away"
-            )
+        if best is not None:
+            write_best(self.folder, best, self.spec.recipe.folders, self.spec.made)
 
 
 def _rank(trial: Trial) -> tuple[float, int]:
-    return -(trial.objective or 0.0), trial.number
+    # By ids, not by numbers: how stacks are sorted must not choose between equal ones.
+    return -(trial.objective or 0.0), trial.proposal.id if trial.proposal else -1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import RecipeError
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, StagedRecipe, load
 from evomerge.report import Drawing, drawing_of, to_svg, to_text
 from evomerge.report.drawing import Choice
 from evomerge.report.heat import HeatMap
@@ -298,6 +298,8 @@ def test_every_recipe_here_is_drawn_within_80_columns(path: Path):
     for one in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
         if one.stem == "unknown-key":
             continue
-        drawing = drawing_of(Recipe.load(one))
-        assert all(len(line) <= 80 for line in lines(drawing)), one
-        ET.fromstring(to_svg(drawing))
+        document = load(one)
+        for recipe in document.stages.values() if isinstance(document, StagedRecipe) else [document]:
+            drawing = drawing_of(recipe)
+            assert all(len(line) <= 80 for line in lines(drawing)), one
+            ET.fromstring(to_svg(drawing))

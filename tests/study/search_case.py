@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from evomerge.study import ReportData, Study, Trial, conclude, prepare
+import yaml
+
+from evomerge.recipe import StagedRecipe, load
+from evomerge.study import ReportData, Stages, Study, Trial, conclude, prepare
 from tests.tiny import tiny_checkpoint
 
 RECIPE = """\
@@ -54,6 +57,47 @@ def write_case(
     return recipe
 
 
+STACK = """\
+merge_method: passthrough
+slices: {{search: {{models: [{models}], repeats: 2, min_layers: 2, max_layers: 4{hole}}}}}
+dtype: {dtype}
+search: {{evaluations: {evaluations}, seed: 0{settings}}}
+"""
+
+
+def write_stack_case(
+    folder: Path,
+    *,
+    evaluations: int = 14,
+    dtype: str = "bfloat16",
+    hole: str = "",
+    settings: str = ", population: 6",
+) -> Path:
+    """Writes models, tasks and a recipe that searches for stacks of layers into `folder`; returns its path."""
+    recipe = write_case(folder)
+    models = f"{folder}/a, {folder}/b"
+    stack = STACK.format(models=models, hole=hole, dtype=dtype, evaluations=evaluations, settings=settings)
+    recipe.write_text(stack + _tasks(recipe.read_text()))
+    return recipe
+
+
+def write_staged_case(folder: Path, *, evaluations: int = 8, hole: str = "") -> Path:
+    """Writes models, tasks and a recipe of two stages into `folder`, first weights, then layers; returns its path."""
+    recipe = write_case(folder, evaluations=evaluations)
+    text = recipe.read_text()
+    numbers = {key: value for key, value in yaml.safe_load(text).items() if key != "tasks"}
+    stack = STACK.format(
+        models=f"weights, {folder}/a", hole=hole, dtype="bfloat16", evaluations=evaluations, settings=", population: 4"
+    )
+    stages = {"weights": numbers, "layers": yaml.safe_load(stack)}
+    recipe.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False) + _tasks(text))
+    return recipe
+
+
+def _tasks(text: str) -> str:
+    return text[text.index("tasks:") : text.index("search: {optimizer")]
+
+
 class Watcher:
     """Keeps what it is told; `stop_at` interrupts the search as Ctrl-C would, when that trial is on record."""
 
@@ -86,3 +130,15 @@ def search(
     with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher(), storage) as study:
         study.run()
         return conclude(study)
+
+
+def search_stages(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> ReportData:
+    document = load(recipe)
+    assert isinstance(document, StagedRecipe)
+    stages = Stages(document, **changes)
+    stages.open(folder)
+    for name in stages.names:
+        with Study(stages.prepare(name, folder), folder / name, "cpu", watcher or Watcher()) as study:
+            study.run()
+            report = stages.conclude(name, study)
+    return report

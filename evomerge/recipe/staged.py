@@ -1,0 +1,99 @@
+"""`StagedRecipe`: several searches, one after another; a later one can merge the models that earlier ones made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from evomerge import document
+from evomerge.document import Source, Strict
+from evomerge.errors import RecipeError
+from evomerge.recipe.document import Recipe, TaskEntry
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class _Document(Strict):
+    """A file with stages."""
+
+    stages: dict[str, dict[str, Any]] = Field(min_length=2)
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class StagedRecipe:
+    """A document with ``stages``: search recipes by name, in order, with the same tasks.
+
+    A stage names the model that an earlier one made by that stage's name.
+
+    Attributes:
+        stages: the recipes by their names, each with the tasks.
+        source: the document.
+    """
+
+    stages: Mapping[str, Recipe]
+    source: Source
+
+    @classmethod
+    def checked(cls, source: Source) -> StagedRecipe:
+        """Returns the stages that a parsed document holds.
+
+        Raises:
+            RecipeError: with one line for every fault.
+        """
+        document.validate(source, _Document, RecipeError)
+        names = list(source.data["stages"])
+        stages: dict[str, Recipe] = {}
+        faults: list[str] = []
+        for name, data in source.data["stages"].items():
+            inside = ("stages", name)
+            if not _NAME.fullmatch(name):
+                message = f'"{name}" is not a name for a folder; use letters, digits, "-" and "_"'
+                faults.append(source.fault(inside, message))
+            if "tasks" in data:
+                faults.append(source.fault((*inside, "tasks"), "all stages have the same tasks; move them to the root"))
+                continue
+            whole = {**data, "tasks": source.data["tasks"]}
+            try:
+                stages[name] = Recipe.checked(replace(source, data=whole, within=inside, shared=("tasks",)))
+            except RecipeError as fault:
+                faults += fault.faults
+                continue
+            if not stages[name].holes():
+                message = (
+                    "nothing to search; a stage is a search recipe, with {search: ...} in place of numbers or slices"
+                )
+                faults.append(source.fault(inside, message))
+            for later in set(names[names.index(name) :]) & set(stages[name].references()):
+                message = f"merges {later}, which is not an earlier stage; put the stages into the order of their use"
+                faults.append(source.fault(inside, message))
+        for i, name in enumerate(names[:-1]):
+            later_ones = [stages[later] for later in names[i + 1 :] if later in stages]
+            if len(later_ones) == len(names) - i - 1 and not any(name in one.references() for one in later_ones):
+                faults.append(
+                    source.fault(("stages", name), f"no later stage merges {name}; name it as a model, or remove it")
+                )
+        if faults:
+            raise RecipeError(faults)
+        return cls(stages, source)
+
+    def as_data(self) -> Any:
+        """Returns the document as plain dicts, lists, numbers and strings."""
+        return self.source.data
+
+
+def load(path: Path | str) -> Recipe | StagedRecipe:
+    """Returns the recipe, or the stages, in the file `path`.
+
+    Raises:
+        RecipeError: with one line for every fault of the file.
+    """
+    source = document.read(Path(path), RecipeError)
+    staged = isinstance(source.data, dict) and "stages" in source.data
+    return StagedRecipe.checked(source) if staged else Recipe.checked(source)
