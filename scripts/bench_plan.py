@@ -2,9 +2,13 @@
 
     python scripts/bench_plan.py [--rounds 20] [--json]
 
-Three shapes: SmolLM2-135M (272 tensors), Mixtral 8x7B (995), and a Mixtral with 64 experts a layer (6,371). Their
-files have headers and no weights: planning reads none. Every candidate has other numbers: a weight for each layer and
-model, and a density for each model, one of them by a filter. The layout is made for the first.
+Merges of three shapes: SmolLM2-135M (272 tensors), Mixtral 8x7B (995), and a Mixtral with 64 experts a layer (6,371).
+Their files have headers and no weights: planning reads none. Every candidate has other numbers: a weight for each layer
+and model, and a density for each model, one of them by a filter. The layout is made for the first.
+
+And stacks of 30 to 40 layers of three models shaped like SmolLM2-135M, in any order, each at most twice, without scales
+and with one for each layer. Here every candidate has a layout of its own, and is loaded as well, by reference to the
+models in memory, which takes 1 GB.
 """
 
 from __future__ import annotations
@@ -20,12 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
+from evomerge.architecture import fold_of
 from evomerge.checkpoint import TensorInfo
 from evomerge.checkpoint.header import encode_header
 from evomerge.merge import Planner, open_models
 from evomerge.recipe import Recipe
-from evomerge.search import NumberSpace
+from evomerge.runtime import StackRuntime
+from evomerge.search import NumberSpace, StackSpace
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -120,18 +129,43 @@ def measure(folder: Path, config: dict[str, Any], rounds: int) -> dict[str, Any]
         genome = rng.random(len(space)).tolist()
         start = time.perf_counter()
         made = planner.plan(space.decode(genome))
-        spent.append(1000 * (time.perf_counter() - start))
-    return {
-        "tensors": len(made.layout.jobs),
-        "numbers": len(space),
-        "first_ms": round(spent[0], 2),
-        "candidate_ms": round(statistics.median(spent[1:]), 2),
-        "slowest_ms": round(max(spent[1:]), 2),
-    }
+        spent.append(time.perf_counter() - start)
+    return {"tensors": len(made.layout.jobs), "numbers": len(space), **figures(spent)}
+
+
+def measure_stacks(folder: Path, rounds: int, scale: tuple[float, float] | None) -> dict[str, Any]:
+    """Returns milliseconds for the first stack and, as medians, for each after it."""
+    names = [write_header(folder / name, SMOLLM2) for name in ("a", "b", "c")]
+    tokenizer = Tokenizer(WordLevel({"<eos>": 0}, unk_token="<eos>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(names[0])
+    hole = {"models": names, "repeats": 2, "min_layers": 30, "max_layers": 40, "scale": scale}
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "slices": {"search": hole}, "dtype": "bfloat16"})
+    checkpoints = open_models(recipe)
+    fold = None if scale is None else fold_of(SMOLLM2, checkpoints[names[0]].tensors)
+    space = StackSpace(recipe, [SMOLLM2["num_hidden_layers"]] * len(names), fold)
+    planner, rng = Planner(checkpoints), np.random.default_rng(0)
+    runtime = StackRuntime(planner.plan(space.decode(space.parents[0])), "cpu", torch.bfloat16)
+    spent, planned = [], []
+    for _ in range(rounds + 1):
+        genome = space.sample(rng)
+        start = time.perf_counter()
+        made = planner.plan(space.decode(genome))
+        planned.append(time.perf_counter() - start)
+        runtime.load(made)
+        spent.append(time.perf_counter() - start)
+    found = {"tensors": len(made.layout.jobs), **figures(spent)}
+    return {**found, "plan_ms": figures(planned)["candidate_ms"]}
+
+
+def figures(seconds: list[float]) -> dict[str, float]:
+    """Returns milliseconds for the first candidate, and the median and the most for those after it."""
+    first, *others = (1000 * one for one in seconds)
+    found = {"first_ms": first, "candidate_ms": statistics.median(others), "slowest_ms": max(others)}
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def main() -> None:
-    """Prints a line, or a JSON entry, for each shape."""
+    """Prints a line, or a JSON entry, for each shape of model and for stacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="candidates after the first (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -140,13 +174,17 @@ def main() -> None:
     for name, config in SHAPES.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = measure(Path(folder), config, arguments.rounds)
+    for name, scale in (("stack", None), ("scaled stack", (0.5, 1.5))):
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = measure_stacks(Path(folder), arguments.rounds, scale)
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
     for name, row in found.items():
+        what = f"{row['numbers']} numbers" if "numbers" in row else f"{row['plan_ms']:.2f} ms of them to plan"
         print(
-            f"{name:16} {row['tensors']:5} tensors, {row['numbers']} numbers:"
-            f" {row['candidate_ms']:6.2f} ms a candidate (the first {row['first_ms']:.0f} ms)"
+            f"{name:16} {row['tensors']:5} tensors: {row['candidate_ms']:6.2f} ms a candidate"
+            f" (the first {row['first_ms']:.0f} ms), {what}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from evomerge.architecture import config_of_stack
+from evomerge.architecture import config_of_stack, parsed
 from evomerge.errors import ArchitectureError
 
 
@@ -28,6 +28,12 @@ def test_a_pattern_that_a_number_stands_for_becomes_a_list() -> None:
 
 def test_a_number_that_the_config_leaves_out_counts_as_its_class_has_it() -> None:
     assert stacked(gemma3(), 5, 0)["layer_types"] == ["full_attention", "sliding_attention"]
+
+
+def test_equal_configs_are_read_once_and_others_by_themselves() -> None:
+    # Reading one takes milliseconds, and the stacks of a search have few.
+    assert parsed(gemma3()) is parsed(gemma3())
+    assert parsed(gemma3(layer_types=["full_attention"] * 12)).layer_types != parsed(gemma3()).layer_types
 
 
 def test_what_is_alike_for_all_layers_is_not_said() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,12 @@ DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 # Keys under which the config of a model of several modalities has the language model's.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config", "thinker_config")
+
+
+def once_each(function: Callable[[Mapping[str, Any]], T]) -> Callable[[Mapping[str, Any]], T]:
+    """Returns a function of a config.json that computes once for equal configs; its results must not be changed."""
+    known = lru_cache(maxsize=256)(lambda text: function(json.loads(text)))
+    return wraps(function)(lambda config: known(json.dumps(dict(config))))
 
 
 def parts_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -44,8 +52,9 @@ def parsed_text(config: Mapping[str, Any]) -> Any:
     return None if found is None else found.get_text_config()
 
 
+@once_each
 def parsed(config: Mapping[str, Any]) -> Any:
-    """The config as transformers reads it; None where transformers has no such model.
+    """The config as transformers reads it, not to be changed; None where transformers has no such model.
 
     Raises:
         ArchitectureError: transformers refuses a value; the key is named.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from evomerge.architecture.configs import DEPTHS, depth_of, parsed_text, parts_of
+from evomerge.architecture.configs import DEPTHS, depth_of, once_each, parsed_text, parts_of
 from evomerge.errors import ArchitectureError
 
 # Lists that may happen to be as long as the stack, and are not about its layers.
@@ -89,8 +89,8 @@ def config_of_stack(config: Mapping[str, Any], origins: Sequence[tuple[Mapping[s
         ArchitectureError: no config can say what kinds of layers these are.
     """
     depth = depth_of(config)
-    complete = {id(one): _complete(one) for one, _ in origins}
-    layers = [_Layer(complete[id(one)], depth_of(one), index) for one, index in origins]
+    models = {id(one): (_complete(one), depth_of(one)) for one in {id(one): one for one, _ in origins}.values()}
+    layers = [_Layer(*models[id(one)], index) for one, index in origins]
     result = copy.deepcopy(dict(config))
     *outer, text = parts_of(result)
     own = _complete(config)
@@ -114,6 +114,7 @@ def config_of_stack(config: Mapping[str, Any], origins: Sequence[tuple[Mapping[s
     return result
 
 
+@once_each
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """The text config, completed with what transformers adds to config.json."""
     parsed = parsed_text(config)

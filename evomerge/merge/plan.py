@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evomerge.architecture import Architecture
 from evomerge.checkpoint import Checkpoint, TensorInfo
 from evomerge.errors import MergeError
 from evomerge.kernels import Fused, LazyTensor, Operands, pieces
@@ -85,6 +86,11 @@ class Layout:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """Every tensor of the result: name, dtype, shape."""
         return tuple(job.info for job in self.jobs)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Which of the result's tensors are in which layer."""
+        return Architecture.of(self.config, (info.name for info in self.tensors))
 
     @cached_property
     def nbytes(self) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
-from evomerge.architecture import Architecture, Fold, fold_of
+from evomerge.architecture import Fold, fold_of
+from evomerge.checkpoint import Checkpoint
 from evomerge.errors import ArchitectureError
 from evomerge.merge import Job, Plan
 
@@ -67,28 +69,33 @@ def _read(plan: Plan) -> Stack | None:
     layout = plan.layout
     if layout.method.name != "passthrough":
         return None
-    architecture = Architecture.of(layout.config, (info.name for info in layout.tensors))
+    architecture = layout.architecture
+    by_slot = [(float(one.models[0]["scale"]), float(one.models[0]["shift"])) for one in plan.values]
+
+    def numbers(job: Job) -> tuple[float, float]:
+        """Returns the scale and the shift of a job's tensor."""
+        return (1.0, 0.0) if job.slot is None else by_slot[job.slot]
+
     layers: list[list[Job]] = [[] for _ in range(architecture.num_layers)]
     beside: dict[str, list[Job]] = {"before": [], "after": []}
     for job in layout.jobs:
         layer = architecture.layer_of(job.info.name)
         (beside[architecture.position(job.info.name)] if layer is None else layers[layer]).append(job)
-    if any(_numbers(plan, job) != (1.0, 0.0) for jobs in beside.values() for job in jobs):
+    if any(numbers(job) != (1.0, 0.0) for jobs in beside.values() for job in jobs):
         return None
-    fold: Fold | None = None
     found: list[StackLayer] = []
     for index, jobs in enumerate(layers):
         origins = {_origin(job, f"{architecture.stack}{index}.", architecture.stack) for job in jobs}
-        scaled = [job for job in jobs if _numbers(plan, job) != (1.0, 0.0)]
+        scaled = [job for job in jobs if numbers(job) != (1.0, 0.0)]
         scale = 1.0
         if scaled:
             try:
-                fold = fold or fold_of(layout.config, (info.name for info in layout.tensors))
+                fold = _fold_of(layout.donor)
             except ArchitectureError:
                 return None
-            scale = _numbers(plan, scaled[0])[0]
+            scale = numbers(scaled[0])[0]
             whole = [job for job in jobs if fold.includes(job.info.name)]
-            if scaled != whole or any(not _close(_numbers(plan, job), (scale, fold.shift(scale))) for job in whole):
+            if scaled != whole or any(not _close(numbers(job), (scale, fold.shift(scale))) for job in whole):
                 return None
         model, layer = origins.pop()
         if origins or layer is None:
@@ -97,19 +104,16 @@ def _read(plan: Plan) -> Stack | None:
     return Stack(tuple(found), tuple(beside["before"]), tuple(beside["after"]))
 
 
+@lru_cache(maxsize=8)
+def _fold_of(model: Checkpoint) -> Fold:
+    return fold_of(model.config, model.tensors)
+
+
 def _origin(job: Job, here: str, stack: str) -> tuple[str, int | None]:
     """Returns the model and the layer that a tensor is taken from; None as layer where it is another kind of tensor."""
     (model, name), *_ = job.inputs
     number = name.removeprefix(stack).removesuffix(f".{job.info.name.removeprefix(here)}")
     return model, int(number) if number.isdecimal() else None
-
-
-def _numbers(plan: Plan, job: Job) -> tuple[float, float]:
-    """Returns the scale and the shift of a job's tensor."""
-    parameters = plan.parameters(job)
-    if parameters is None:
-        return 1.0, 0.0
-    return float(parameters.models[0]["scale"]), float(parameters.models[0]["shift"])
 
 
 def _close(found: tuple[float, float], expected: tuple[float, float]) -> bool:
