@@ -126,7 +126,8 @@ class TorchLanguageModel:
     ) -> list[list[float]]:
         """Returns for each request the log-likelihoods of all that differ from it in the last token alone."""
         logits = self._target_logits(batch)
-        if not torch.isfinite(logits).all():
+        # Any that is not finite makes the least or the greatest so; `isfinite` of each takes twenty times as long.
+        if not torch.isfinite(torch.stack(torch.aminmax(logits))).all():
             raise EvaluationError("the model's logits are not finite")
         sums = []
         for request, part in zip(batch, torch.split(logits, [len(one.target) for one in batch]), strict=True):
