@@ -135,7 +135,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 def measure(bench: Bench, stacks: Sequence[Stack], rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Returns the figures of a generation, scored with shared first layers and without."""
     spent: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    work: dict[bool, tuple[int, int]] = {}
+    run, saved = 0, 0
     known: dict[Stack, Scores] = {}
     different = 0
     for turn in range(rounds):
@@ -145,7 +145,8 @@ def measure(bench: Bench, stacks: Sequence[Stack], rounds: int, say: Callable[[s
             found, *seconds = timed(lambda shared=shared: bench.run(stacks, shared=shared))
             after = bench.runtime.layer_runs
             spent[shared].append((seconds[0], seconds[1]))
-            work[shared] = after.run - before.run, after.shared - before.shared
+            if shared:
+                run, saved = after.run - before.run, after.shared - before.shared
             known = known or found
             different += sum(found[stack][item] != known[stack][item] for stack in stacks for item in bench.items)
     apart, together = (
@@ -156,9 +157,9 @@ def measure(bench: Bench, stacks: Sequence[Stack], rounds: int, say: Callable[[s
         "layers": [min(map(len, stacks)), max(map(len, stacks))],
         "items": len(bench.items),
         "rounds": rounds,
-        "layer_runs": work[False][0],
-        "layer_runs_shared": work[True][0],
-        "saved": round(work[True][1] / work[False][0], 4),
+        "layer_runs": run + saved,
+        "layer_runs_shared": run,
+        "saved": round(saved / (run + saved), 4),
         "seconds": round(apart[0], 2),
         "seconds_shared": round(together[0], 2),
         "times_as_fast": round(apart[0] / together[0], 2),
