@@ -51,3 +51,7 @@ class EvaluationError(EvomergeError):
 
 class StudyError(EvomergeError):
     """A run's folder cannot be used: it is locked, damaged, or holds another search."""
+
+
+class PublishError(EvomergeError):
+    """A model cannot be published: a file is missing or damaged, its licence is not known, or the Hub refuses."""

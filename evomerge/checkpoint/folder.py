@@ -39,6 +39,7 @@ _OTHER_FILES = (
     "pytorch_model*.bin",
     "pytorch_model.bin.index.json",
     "evomerge_recipe.yaml",
+    "evomerge_recipe.svg",
     "README.md",
     "LICENSE*",
     ".gitattributes",
@@ -55,18 +56,28 @@ def files_beside(folder: Path) -> tuple[Path, ...]:
         # The config is checked too: the result repeats all of it.
         known = (*_SIDE_FILES, CONFIG)
         found = [folder / name for name in _names(folder) if _like(name, known) and (folder / name).is_file()]
-        # In the Hub's cache, a model's files are links from snapshots/COMMIT into blobs.
-        whole = folder.resolve()
-        homes = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
     for path in found:
         with reading(path):
             path.open("rb").close()
-        if not any(path.resolve().is_relative_to(home) for home in homes):
+        if leads_out(path, folder):
             raise CheckpointError(
                 f"{path}: is a link to {path.resolve()}, out of the model's folder, and would be copied into the"
                 " result; put the file itself there, if you trust who made the folder"
             )
     return tuple(sorted(path for path in found if path.name != CONFIG))
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Returns whether a file of a model's folder is a link out of it, which must not be followed.
+
+    In the Hub's cache, a model's files are links from snapshots/COMMIT into blobs.
+
+    Raises:
+        OSError: it is a link that cannot be followed.
+    """
+    whole = folder.resolve()
+    homes = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
+    return not any(path.resolve().is_relative_to(home) for home in homes)
 
 
 def strangers(folder: Path) -> list[str]:

@@ -16,7 +16,8 @@ from evomerge.paths import HERE, find, not_found
 # Everything small that a checkpoint is made of. Weights are then downloaded by their exact names: a Hub
 # repository may hold the same weights in other formats too.
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+"""What can be the id of a model on the Hub."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def folder_of(
         return folder
     if find(reference.model, folders):
         raise CheckpointError(f"{text}: {path} is a file; expected the folder that holds it")
-    if not _HUB_ID.fullmatch(reference.model):
+    if not HUB_ID.fullmatch(reference.model):
         raise CheckpointError(f"{text}: no such folder{not_found(path, folders, os.path.isdir)}")
     return _download(reference, folders, weights)
 

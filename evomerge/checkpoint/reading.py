@@ -144,6 +144,11 @@ class Checkpoint:
             kept[stamp] = digest.hexdigest()
         return kept[stamp]
 
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files of the weights, sorted."""
+        return tuple(sorted({file.path for file in self._files.values()}))
+
     def side_files(self) -> tuple[Path, ...]:
         """The files beside the weights that a merged model needs too, sorted.
 

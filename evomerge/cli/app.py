@@ -1,4 +1,4 @@
-"""The commands: search, apply, eval, check, runs."""
+"""The commands: search, apply, publish, eval, check, show, runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal as size
 from rich.text import Text
 
 import evomerge
 from evomerge.cli import stoppable
+from evomerge.cli.console import argument, out, say
+from evomerge.cli.publishing import publish
 from evomerge.errors import EvomergeError, RecipeError
 
 app = typer.Typer(
@@ -33,17 +34,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Names of models, files and tasks are printed verbatim, even if they look like markup.
-out = Console(markup=False, emoji=False, highlight=False)
-say = partial(out.print, soft_wrap=True)
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
-_argument = partial(typer.Argument, show_default=False)
-RecipeFile = Annotated[Path, _argument(metavar="RECIPE", help="A search recipe: a YAML file.")]
-RecipeOrRun = Annotated[Path, _argument(metavar="RECIPE", help="A recipe: a YAML file, or the folder of a run.")]
-OutDir = Annotated[Path, _argument(metavar="OUT_DIR", help="The folder to write.")]
-Model = Annotated[str, _argument(metavar="MODEL", help="A folder, a Hub id, a recipe, or the folder of a run.")]
-Tasks = Annotated[list[Path], _argument(metavar="TASK", help="Task files.")]
+RecipeFile = Annotated[Path, argument(metavar="RECIPE", help="A search recipe: a YAML file.")]
+RecipeOrRun = Annotated[Path, argument(metavar="RECIPE", help="A recipe: a YAML file, or the folder of a run.")]
+OutDir = Annotated[Path, argument(metavar="OUT_DIR", help="The folder to write.")]
+Model = Annotated[str, argument(metavar="MODEL", help="A folder, a Hub id, a recipe, or the folder of a run.")]
+Tasks = Annotated[list[Path], argument(metavar="TASK", help="Task files.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto: the fastest, and several GPUs if one is too small.")
 ]
@@ -165,17 +162,20 @@ def apply(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT_DIR if it holds a model and nothing else.")
     ] = False,
+    card: Annotated[bool, typer.Option("--card/--no-card", help="Write a model card, README.md.")] = True,
 ) -> None:
     """Write the model that a recipe describes to a folder.
 
     The folder appears under its name only once it is complete. Anything that loads Hugging Face checkpoints can
-    load it.
+    load it. Its README.md is a model card: the recipe, how it was found, and its scores.
 
     Example: evomerge apply runs/quickstart/best.yaml merged
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from evomerge.merge import into_directory, open_recipe, plan_warnings
+    from evomerge.publish import card_files
+    from evomerge.recipe import Recipe
 
     before = _inode(out_dir)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -185,7 +185,9 @@ def apply(
 
     with stoppable(stopped):
         path = _recipe_file(recipe)
-        plan = open_recipe(path)
+        document = Recipe.load(path)  # Once: it may be a pipe.
+        plan = open_recipe(document)
+        texts = card_files(document, document.name or out_dir.absolute().name, path.parent) if card else {}
         with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
             bar = progress.add_task("", total=plan.layout.nbytes)
             into_directory(
@@ -195,12 +197,16 @@ def apply(
                 overwrite=overwrite,
                 needed=[path],
                 progress=partial(progress.advance, bar),
+                texts=texts,
             )
         say(
             f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}",
             *plan_warnings(plan),
             sep="\n",
         )
+
+
+app.command()(publish)
 
 
 def _inode(path: Path) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -86,6 +87,7 @@ def into_directory(
     overwrite: bool = False,
     needed: Iterable[Path] = (),
     progress: Callable[[int], None] = lambda _: None,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes the plan's model to `folder`: shards, index, config, tokenizer, generation config, chat template.
 
@@ -100,13 +102,14 @@ def into_directory(
         overwrite: whether a folder that holds a model and nothing else is replaced, at the end.
         needed: paths, such as the recipe's file, that must not be overwritten; the plan's models never are.
         progress: called with the bytes of each tensor that was written.
+        texts: further files to write, such as a model card, by name.
 
     Raises:
         MergeError: a tensor cannot be merged.
         CheckpointError: a model cannot be read, or the folder cannot be written.
     """
     store = WeightStore(plan.layout.checkpoints, "disk", torch.device("cpu"), reused=False)
-    files, texts = side_files(plan)  # what is wrong with them is found before the merge
+    files, own = side_files(plan)  # what is wrong with them is found before the merge
     read = [path for checkpoint in plan.layout.checkpoints.values() for path in checkpoint.paths()]
     with CheckpointWriter(
         folder, plan.layout.tensors, shard_bytes=shard_bytes, overwrite=overwrite, needed=[*needed, *read]
@@ -121,7 +124,7 @@ def into_directory(
 
         # Each thread reads, merges and writes a tensor of its own: while one waits for the disk another computes.
         _in_parallel((partial(carry, job) for job in plan.layout.jobs), _MOST_IN_FLIGHT, progress)
-        out.commit(config=plan.layout.config, files=files, texts=texts)
+        out.commit(config=plan.layout.config, files=files, texts={**texts, **own})
 
 
 def _in_parallel(steps: Iterable[Callable[[], T]], most: int, done: Callable[[T], object] = lambda _: None) -> None:

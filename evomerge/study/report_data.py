@@ -14,6 +14,7 @@ from evomerge.runtime import by_reference, verify_fold
 from evomerge.search import Outcome
 from evomerge.study.intervals import difference_interval, interval
 from evomerge.study.record import MEAN, RESULT, Trial, write_atomically
+from evomerge.study.search_spec import SearchSpec
 from evomerge.study.study import Study
 
 FINALISTS = 5
@@ -189,7 +190,8 @@ def conclude(study: Study, others: Mapping[str, tuple[Outcome, Outcome]] | None 
     searched |= {name: study.value(found) for name, (found, _) in further.items()}
     outcomes |= {name: found for name, (_, found) in further.items()}
     report = replace(_concluded(study, finalists, outcomes, searched, list(further)), fold=_fold(study, finalists[0]))
-    write_atomically(study.folder / RESULT, json.dumps(report.as_data(), indent=2, ensure_ascii=False) + "\n")
+    data = {**report.as_data(), "search": _asked(spec)}
+    write_atomically(study.folder / RESULT, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     study.record.set_attribute("holdout", "done")
     return report
 
@@ -207,6 +209,23 @@ def _fold(study: Study, winner: Trial) -> float | str | None:
     except ArchitectureError as fault:
         study.observer.note(f"the winner's scales are not the same in its written weights: {fault}")
         return str(fault)
+
+
+def _asked(spec: SearchSpec) -> dict[str, Any]:
+    """Returns how the search was done, and on what, as result.json holds it."""
+    return {
+        "optimizer": spec.settings.optimizer,
+        "seed": spec.settings.seed,
+        "tasks": [
+            {
+                "task": task.name,
+                "metric": task.metric,
+                "weight": entry.weight,
+                "holdout_items": len(task.items("holdout")),
+            }
+            for task, entry in zip(spec.tasks, spec.recipe.tasks, strict=True)
+        ],
+    }
 
 
 def _concluded(
