@@ -40,7 +40,7 @@ from evomerge.paths import find
 from evomerge.recipe import Recipe
 from evomerge.runtime import LanguageModel, StackRuntime, TorchLanguageModel, by_reference, compute_dtype
 from evomerge.search import OPTIMIZERS, Outcome, Proposal, Stack, StackSpace, State
-from evomerge.study.record import recorded_trials
+from evomerge.study.record import recorded
 from evomerge.tasks import Task
 
 # `python scripts/X.py` puts scripts/ on the path, not the folder around it.
@@ -117,7 +117,7 @@ class Bench:
         else:
             told = sorted(
                 (trial.proposal.id, self.space.from_json(trial.proposal.genome), trial.outcome)
-                for trial in recorded_trials(run)
+                for trial in recorded(run).trials
                 if trial.proposal is not None
             )
             for id, genome, outcome in told[: max(1, len(told) // 2 // size) * size]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.filesize import decimal as size
@@ -19,7 +19,11 @@ import evomerge
 from evomerge.cli import stoppable
 from evomerge.cli.console import argument, out, say
 from evomerge.cli.publishing import publish
-from evomerge.errors import EvomergeError, RecipeError
+from evomerge.errors import EvomergeError
+
+if TYPE_CHECKING:
+    from evomerge.study import Observer, SearchSpec
+    from evomerge.tasks import Split
 
 app = typer.Typer(
     name="evomerge",
@@ -47,19 +51,6 @@ Device = Annotated[
 ComputeDtype = Annotated[
     str, typer.Option(metavar="DTYPE", help="The dtype to run models in: their own, or float32; auto: the faster one.")
 ]
-
-
-def _recipe_file(path: Path) -> Path:
-    """Returns the recipe that `path` means: a run's folder stands for its best.yaml.
-
-    Raises:
-        RecipeError: it is a folder and has none.
-    """
-    if not os.path.isdir(path):  # False for a name that is too long, where Path.is_dir raises
-        return path
-    if (path / "best.yaml").is_file():
-        return path / "best.yaml"
-    raise RecipeError([f"{path}: is a folder without best.yaml; name a recipe, or a run that has scored a candidate"])
 
 
 def _version(wanted: bool) -> None:
@@ -113,10 +104,9 @@ def search(
 
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
+    from evomerge import api
     from evomerge.cli.display import SearchDisplay, conclusion_table, fitted, spent
     from evomerge.merge import compute_device
-    from evomerge.recipe import StagedRecipe, load
-    from evomerge.study import Stages, Study, conclude, prepare
 
     folder = run_dir or Path("runs") / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
     best = folder / "best.yaml"
@@ -128,27 +118,17 @@ def search(
 
     with stoppable(stopped):
         where = compute_device(device)
-        options: Any = {"evaluations": evaluations, "seed": seed, "compute_dtype": compute_dtype}
         with out.status(Text("Checking the recipe, its models and tasks")):
-            document = load(recipe)
-            make: Any = Stages if isinstance(document, StagedRecipe) else prepare
-            checked = make(document, **options)
-        if isinstance(checked, Stages):
-            checked.open(folder)
-            for name in checked.names:
-                spec = checked.prepare(name, folder)
-                say(f"stage {name}", _headline(recipe, spec, where), sep="\n")
-                display = SearchDisplay(out, spec)
-                own = f"{folder.resolve().name}-{name}"
-                with display.live, Study(spec, folder / name, device, display, storage, own) as study:
-                    study.run()
-                    report = checked.conclude(name, study)
-        else:
-            say(_headline(recipe, checked, where))
-            display = SearchDisplay(out, checked)
-            with display.live, Study(checked, folder, device, display, storage) as study:
-                study.run()
-                report = conclude(study)
+            spec = api.prepared(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
+
+        @contextmanager
+        def shown(spec: SearchSpec, stage: str) -> Iterator[Observer]:
+            say(*filter(None, [f"stage {stage}" if stage else "", _headline(recipe, spec, where)]), sep="\n")
+            display = SearchDisplay(out, spec)
+            with display.live:
+                yield display
+
+        report = api.search(spec, folder, device=device, storage=storage, watching=shown)
         out.print(fitted(conclusion_table(report), out))
         say(report.verdict, style="bold")
         say(spent(report), f"Make the model: evomerge apply {best} OUT_DIR", sep="\n")
@@ -175,7 +155,7 @@ def apply(
 
     from evomerge.merge import into_directory, open_recipe, plan_warnings
     from evomerge.publish import card_files
-    from evomerge.recipe import Recipe
+    from evomerge.recipe import Recipe, recipe_file
 
     before = _inode(out_dir)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -184,7 +164,7 @@ def apply(
         return f"Stopped: {out_dir} is {'unchanged' if _inode(out_dir) == before else 'complete'}."
 
     with stoppable(stopped):
-        path = _recipe_file(recipe)
+        path = recipe_file(recipe)
         document = Recipe.load(path)  # Once: it may be a pipe.
         plan = open_recipe(document)
         texts = card_files(document, document.name or out_dir.absolute().name, path.parent) if card else {}
@@ -234,15 +214,13 @@ def evaluate(
 
     Example: evomerge eval merged eval_tasks/quickstart_addition.yaml --split both
     """
+    from evomerge import api
     from evomerge.cli.display import fitted, scores_table
-    from evomerge.cli.evaluation import evaluated
 
-    splits = ("search", "holdout") if split == "both" else (split,)
-    if os.path.isfile(Path(model) / "best.yaml") and not os.path.exists(Path(model) / "config.json"):
-        model = str(Path(model) / "best.yaml")
+    splits: tuple[Split, ...] = ("search", "holdout") if split == "both" else (split,)
     with stoppable(lambda: "Stopped: scoring is incomplete, so no score is shown."):
         with nullcontext() if as_json else out.status(Text(f"Scoring {model}")):
-            found = evaluated(model, tasks, splits, device, compute_dtype)
+            found = api.evaluate(model, tasks, splits=splits, device=device, dtype=compute_dtype).as_data()
         if as_json:
             sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
         else:
@@ -259,12 +237,12 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
     Example: evomerge check recipes/quickstart.yaml
     """
     from evomerge.merge import compute_device, open_recipe, plan_warnings
-    from evomerge.recipe import StagedRecipe, load
+    from evomerge.recipe import StagedRecipe, load, recipe_file
     from evomerge.study import Stages, prepare
 
     where = compute_device(device)
     # Read once: the recipe may be a pipe.
-    path = _recipe_file(recipe)
+    path = recipe_file(recipe)
     document = load(path)
     if not isinstance(document, StagedRecipe) and not document.holes():
         plan = open_recipe(document)
@@ -321,10 +299,10 @@ def show(
 
     Example: evomerge show recipes/quickstart.yaml
     """
-    from evomerge.recipe import StagedRecipe, load
+    from evomerge.recipe import StagedRecipe, load, recipe_file
     from evomerge.report import drawing_of, to_svg, to_text
 
-    document = load(_recipe_file(recipe))
+    document = load(recipe_file(recipe))
     if isinstance(document, StagedRecipe):
         if svg is not None:
             raise EvomergeError(f"--svg draws one recipe, and {recipe} has several stages")

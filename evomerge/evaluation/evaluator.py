@@ -65,6 +65,13 @@ class Scores:
             found.setdefault(item.task, []).append(value)
         return {task: tuple(values) for task, values in found.items()}
 
+    def completions_by_task(self) -> dict[str, tuple[str, ...]]:
+        """Returns the completions of each `generate` task's items, in the order of their indices."""
+        found: dict[str, list[str]] = {}
+        for item, text in self.completions.items():
+            found.setdefault(item.task, []).append(text)
+        return {task: tuple(texts) for task, texts in found.items()}
+
     @property
     def means(self) -> dict[str, float]:
         """The mean over the items of each task."""

@@ -3,7 +3,7 @@
 from evomerge.recipe.document import Recipe, SearchSettings
 from evomerge.recipe.sources import LayerSource, Slice
 from evomerge.recipe.stacks import Mutations, StackHole, StackSearch
-from evomerge.recipe.staged import StagedRecipe, load
+from evomerge.recipe.staged import StagedRecipe, load, recipe_file
 from evomerge.recipe.tokens import ModelToken, TokenEntry, TokenizerSection, ZeroToken
 from evomerge.recipe.values import Filtered, Hole, Number, Value, gradient, is_choice, resolve
 
@@ -27,5 +27,6 @@ __all__ = [
     "gradient",
     "is_choice",
     "load",
+    "recipe_file",
     "resolve",
 ]

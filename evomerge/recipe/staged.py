@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -97,3 +98,16 @@ def load(path: Path | str) -> Recipe | StagedRecipe:
     source = document.read(Path(path), RecipeError)
     staged = isinstance(source.data, dict) and "stages" in source.data
     return StagedRecipe.checked(source) if staged else Recipe.checked(source)
+
+
+def recipe_file(path: Path) -> Path:
+    """Returns the recipe that `path` means: a run's folder stands for its best.yaml.
+
+    Raises:
+        RecipeError: it is a folder and has none.
+    """
+    if not os.path.isdir(path):  # False for a name that is too long, where Path.is_dir raises
+        return path
+    if (path / "best.yaml").is_file():
+        return path / "best.yaml"
+    raise RecipeError([f"{path}: is a folder without best.yaml; name a recipe, or a run that has scored a candidate"])

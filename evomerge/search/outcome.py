@@ -32,6 +32,7 @@ class Outcome:
         prompt_tokens: tokens that the model read.
         new_tokens: tokens that it wrote.
         error: why it failed; None where it did not.
+        completions: what the model wrote, for each task that asks for text, one an item; not part of `as_data`.
     """
 
     state: State
@@ -41,6 +42,7 @@ class Outcome:
     prompt_tokens: int = 0
     new_tokens: int = 0
     error: str | None = None
+    completions: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def score(self) -> float | None:
@@ -60,11 +62,11 @@ class Outcome:
 
     def as_data(self) -> dict[str, Any]:
         """Returns the outcome as JSON data; `from_data` restores it, every number to the last bit."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "completions"}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Outcome:
         """Returns the outcome that `as_data` turned into `data`; other keys are ignored."""
-        own = {name: data[name] for name in cls.__dataclass_fields__}
+        own = {name: data[name] for name in cls.__dataclass_fields__ if name != "completions"}
         items = {task: tuple(scores) for task, scores in own["items"].items()}
         return cls(**{**own, "state": State(own["state"]), "objectives": tuple(own["objectives"]), "items": items})

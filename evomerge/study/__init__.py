@@ -1,6 +1,7 @@
 """Searches: checked before they start, recorded as they run, and reported on the holdout."""
 
 from evomerge.study.intervals import interval
+from evomerge.study.loaded_run import LoadedRun, load_run
 from evomerge.study.objective import Objective
 from evomerge.study.observer import Observer
 from evomerge.study.record import Record, Trial
@@ -11,6 +12,7 @@ from evomerge.study.stages import Stages
 from evomerge.study.study import Study
 
 __all__ = [
+    "LoadedRun",
     "ModelResult",
     "Objective",
     "Observer",
@@ -23,6 +25,7 @@ __all__ = [
     "Trial",
     "conclude",
     "interval",
+    "load_run",
     "prepare",
     "runs",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -37,3 +37,8 @@ class Objective:
         low, high = (0.0, 1.0) if self.ranges is None else self.ranges[name]
         # Parents with equal scores give no range to normalize to: only the distance to them counts.
         return low, (high - low) or 1.0
+
+
+def ranges_of(tasks: Sequence[str], models: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Returns each task's lowest and highest mean among models, at least one."""
+    return {task: (min(means[task] for means in models), max(means[task] for means in models)) for task in tasks}

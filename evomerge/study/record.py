@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import optuna
 import sqlalchemy
@@ -179,7 +179,7 @@ class Record:
                         " --run-dir"
                     )
                 optuna.create_study(storage=self._storage, study_name=self._place.study, direction="maximize")
-            self._study, self._attributes, self._trials = _read(self._place, self._storage)
+            self._study, self._attributes, self._trials, _ = _read(self._place, self._storage)
         if not self._attributes:
             self.set_attribute("format", FORMAT)
 
@@ -278,21 +278,38 @@ class Record:
             ) from None
 
 
-def recorded_trials(folder: Path) -> tuple[Trial, ...]:
-    """Returns the trials on record in a run's study.db, which may be in use by a search.
+class Recorded(NamedTuple):
+    """What a record holds: the database's label, the study's attributes, its trials, and the same as Optuna's."""
+
+    label: str
+    attributes: dict[str, Any]
+    trials: list[Trial]
+    frozen: list[optuna.trial.FrozenTrial]
+
+
+def recorded(folder: Path, storage: str | None = None, name: str | None = None) -> Recorded:
+    """Returns what is on record of a run, which may be in use by a search.
+
+    Args:
+        folder: the run's folder.
+        storage: as for `Record`.
+        name: as for `Record`.
 
     Raises:
         StudyError: the database cannot be read.
     """
-    place = Storage(folder)
+    place = Storage(folder, storage, name)
     with _reading(place):
-        storage = place.open()
+        if place.path and not place.path.is_file():  # which opening would create
+            raise StudyError(f"{place.label}: not found; expected the record of a search")
+        opened = place.open()
         try:
-            _check_integrity(place, storage)
-            begun = place.study in optuna.get_all_study_names(storage)
-            return tuple(_read(place, storage)[2]) if begun else ()
+            _check_integrity(place, opened)
+            if place.study not in optuna.get_all_study_names(opened):
+                return Recorded(place.label, {}, [], [])
+            return Recorded(place.label, *_read(place, opened)[1:])
         finally:
-            storage.engine.dispose()
+            opened.engine.dispose()
 
 
 def storage_of(folder: Path) -> str:
@@ -357,7 +374,9 @@ def _check_integrity(place: Storage, storage: optuna.storages.RDBStorage) -> Non
             raise ValueError(f"damaged: {found}")
 
 
-def _read(place: Storage, storage: optuna.storages.RDBStorage) -> tuple[optuna.Study, dict[str, Any], list[Trial]]:
+def _read(
+    place: Storage, storage: optuna.storages.RDBStorage
+) -> tuple[optuna.Study, dict[str, Any], list[Trial], list[optuna.trial.FrozenTrial]]:
     """Returns a record's study and everything in it.
 
     Raises:
@@ -367,8 +386,8 @@ def _read(place: Storage, storage: optuna.storages.RDBStorage) -> tuple[optuna.S
     attributes, trials = dict(study.user_attrs), study.get_trials(deepcopy=False)
     if (attributes or trials) and attributes.get("format") != FORMAT:
         raise StudyError(f"{place.title}: not written by this version of evomerge; use another --run-dir")
-    own = [frozen.user_attrs for frozen in trials if "kind" in frozen.user_attrs]
-    return study, attributes, [_trial(number, data) for number, data in enumerate(own)]
+    own = [frozen for frozen in trials if "kind" in frozen.user_attrs]
+    return study, attributes, [_trial(number, frozen.user_attrs) for number, frozen in enumerate(own)], own
 
 
 def _trial(number: int, data: Mapping[str, Any]) -> Trial:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from evomerge.errors import StudyError
-from evomerge.study.record import RESULT, recorded_trials, storage_of
+from evomerge.study.record import RESULT, recorded, storage_of
 from evomerge.study.stages import stage_names
 from evomerge.study.storage import DATABASE
 
@@ -76,7 +76,7 @@ def _search(folder: Path) -> Run:
     done, best = (result.evaluations, result.best) if result else (None, None)
     if not storage:
         try:
-            trials = recorded_trials(folder)
+            trials = recorded(folder).trials
         except StudyError as fault:
             return Run(folder, "damaged", 0, None, str(fault))
         done = sum(trial.kind == "candidate" for trial in trials)

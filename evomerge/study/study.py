@@ -23,8 +23,9 @@ from evomerge.merge import Planner, WeightStore, compute_device
 from evomerge.recipe import Recipe
 from evomerge.runtime import Runtime, StackRuntime, compute_dtype
 from evomerge.search import NumberSpace, Outcome, Proposal, State, optimizers_for
+from evomerge.study.completions import keep_completions
 from evomerge.study.identity import changes, environment, identity
-from evomerge.study.objective import Objective
+from evomerge.study.objective import Objective, ranges_of
 from evomerge.study.observer import Observer
 from evomerge.study.recipe_files import refuse_overwriting, write_best, write_recipe
 from evomerge.study.record import Record, Trial, recipe_key
@@ -199,10 +200,7 @@ class Study:
         found = [means for name in self.spec.parents if (means := self.baselines[name].means)]
         if not found:
             raise StudyError("normalize is true, but no parent could be scored; see the errors above")
-        return {
-            task: (min(mean[task] for mean in found), max(mean[task] for mean in found))
-            for task in self.spec.task_weights
-        }
+        return ranges_of(list(self.spec.task_weights), found)
 
     def _run_mean(self) -> None:
         if self.record.trials or self.spec.stacks:
@@ -291,6 +289,8 @@ class Study:
         if recorded:
             return Outcome.from_data(recorded)
         outcome = self.evaluate(recipe, what, split)
+        if split == "holdout" and outcome.completions:
+            keep_completions(self.folder, what, outcome.completions)
         self.record.set_attribute(key, outcome.as_data())
         return outcome
 
@@ -310,7 +310,8 @@ class Study:
             seconds = {"build": built, "evaluate": scores.cost.seconds}
             seconds["other"] = max(time.perf_counter() - started - sum(seconds.values()), 0.0)
             cost = scores.cost
-            return Outcome(State.COMPLETE, (), scores.by_task(), seconds, cost.prompt_tokens, cost.new_tokens)
+            found = Outcome(State.COMPLETE, (), scores.by_task(), seconds, cost.prompt_tokens, cost.new_tokens)
+            return replace(found, completions=scores.completions_by_task()) if split == "holdout" else found
         if not own:
             # Only now: the exception keeps the evaluation's memory alive.
             self._refuse_broken(error)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli.evaluation import evaluated
+from evomerge.api import evaluate
 from evomerge.errors import EvomergeError, RecipeError, StudyError
 from evomerge.merge import into_directory, open_recipe
 from evomerge.recipe import Recipe
@@ -67,8 +67,8 @@ def test_a_written_winner_scores_item_for_item_what_was_recorded(dtype: str, tmp
         best = max(record.trials, key=lambda trial: (trial.objective, -trial.proposal.id))
     into_directory(open_recipe(tmp_path / "run" / "best.yaml"), tmp_path / "out")
     tasks = [tmp_path / "tasks" / "likely.yaml", tmp_path / "tasks" / "written.yaml"]
-    scored = evaluated(str(tmp_path / "out"), tasks, ["search"], "cpu")["scores"]
-    assert {row["task"]: tuple(row["items"]) for row in scored} == best.outcome.items
+    scored = evaluate(str(tmp_path / "out"), tasks, splits=["search"], device="cpu").scores
+    assert {score.task: score.items for score in scored} == best.outcome.items
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_a_search_in_stages_is_one_run_with_one_verdict(staged: Path, whole_stag
     assert f"{whole_stages.resolve()}/weights/model" in text or f"{staged.parent}/a" in text
     into_directory(open_recipe(whole_stages / "best.yaml"), staged.parent / "out")
     tasks = [staged.parent / "tasks" / "likely.yaml"]
-    (scored,) = evaluated(str(staged.parent / "out"), tasks, ["holdout"], "cpu")["scores"]
-    assert scored["score"] == result["winner"]["holdout_tasks"]["likely"]
+    (scored,) = evaluate(str(staged.parent / "out"), tasks, splits=["holdout"], device="cpu").scores
+    assert scored.score == result["winner"]["holdout_tasks"]["likely"]
 
 
 def test_an_extended_last_stage_keeps_the_first(staged: Path, whole_stages: Path):

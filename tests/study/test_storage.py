@@ -55,7 +55,7 @@ def test_a_search_that_is_killed_on_postgresql_ends_as_one_that_never_was(
     assert seen
     state = run_state(folder, url)
     assert without_files(state) == without_files(run_state(whole))
-    assert state["files"] == ["best.yaml", "recipe.yaml", "result.json", "storage.url"]
+    assert state["files"] == ["best.yaml", "completions.json", "recipe.yaml", "result.json", "storage.url"]
     # Optuna's tools read it, under the folder's name.
     study = optuna.load_study(study_name="killed", storage=url.replace("postgresql:", "postgresql+psycopg2:"))
     assert study.best_value == state["result"]["winner"]["search"]

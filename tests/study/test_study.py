@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli.evaluation import evaluated
+from evomerge.api import evaluate
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError, StudyError, TaskError
 from evomerge.merge import into_directory, open_recipe, parents
 from evomerge.recipe import Recipe
@@ -34,8 +34,8 @@ def assert_written_winner_scores_what_was_recorded(spec: SearchSpec, folder: Pat
     assert best.outcome is not None
     into_directory(open_recipe(folder / "run" / "best.yaml"), folder / "out")
     tasks = [folder / "tasks" / "likely.yaml", folder / "tasks" / "written.yaml"]
-    scored = evaluated(str(folder / "out"), tasks, ["search"], "cpu")["scores"]
-    assert {row["task"]: row["items"] for row in scored} == best.outcome.items
+    scored = evaluate(str(folder / "out"), tasks, splits=["search"], device="cpu").scores
+    assert {score.task: score.items for score in scored} == best.outcome.items
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,13 @@ def test_the_result_says_all_and_the_best_recipe_is_the_winner(case: Path, whole
     assert set(result["seconds"]) == {"build", "evaluate", "other"}
     with Record(whole) as record:
         assert max(trial.objective for trial in record.trials) == result["winner"]["search"]
-    assert sorted(path.name for path in whole.iterdir()) == ["best.yaml", "recipe.yaml", "result.json", "study.db"]
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "best.yaml",
+        "completions.json",
+        "recipe.yaml",
+        "result.json",
+        "study.db",
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["cma-es", "random", "tpe"])

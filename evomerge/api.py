@@ -1,0 +1,289 @@
+"""The Python API: `evomerge.search`, `apply`, `evaluate` and `load_run`; the command line is a thin layer over it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from evomerge.errors import TaskError
+from evomerge.evaluation import Evaluator
+from evomerge.merge import (
+    WeightStore,
+    compute_device,
+    into_directory,
+    open_models,
+    open_recipe,
+    plan,
+    plan_warnings,
+)
+from evomerge.publish import card_files
+from evomerge.recipe import Recipe, StagedRecipe, load, recipe_file
+from evomerge.runtime import ResidentRuntime, compute_dtype
+from evomerge.search import Outcome
+from evomerge.study import (
+    Observer,
+    ReportData,
+    SearchSpec,
+    Stages,
+    Study,
+    Trial,
+    conclude,
+    interval,
+    load_run,
+    prepare,
+)
+from evomerge.tasks import Split, Task
+
+__all__ = ["Applied", "Evaluation", "Quiet", "TaskScore", "apply", "evaluate", "load_run", "prepared", "search"]
+
+
+class SearchOptions(TypedDict, total=False):
+    """What may differ from the recipe in a search.
+
+    Attributes:
+        evaluations: how many candidates are scored; of a recipe with stages, in the last one.
+        seed: the search's seed.
+        compute_dtype: the name of the dtype in which candidates run; ``auto``: the fastest.
+    """
+
+    evaluations: int | None
+    seed: int | None
+    compute_dtype: str
+
+
+class Quiet:
+    """An observer that shows nothing; a subclass overrides what it wants to know."""
+
+    def loading(self, done: int, total: int) -> None:
+        """See `Observer`."""
+
+    def evaluating(self, what: str, stage: str) -> None:
+        """See `Observer`."""
+
+    def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
+        """See `Observer`."""
+
+    def trial(self, trial: Trial, fresh: bool) -> None:
+        """See `Observer`."""
+
+    def holdout(self, name: str, done: int, total: int) -> None:
+        """See `Observer`."""
+
+    def note(self, text: str) -> None:
+        """See `Observer`."""
+
+
+Watching = Callable[[SearchSpec, str], AbstractContextManager[Observer]]
+"""Makes the observer of one search from what is searched and the name of its stage, "" where there are none."""
+
+
+def prepared(recipe: Recipe | StagedRecipe | Path | str, **options: Unpack[SearchOptions]) -> SearchSpec | Stages:
+    """Returns the search that a recipe describes, checked as far as possible without loading weights.
+
+    Raises:
+        EvomergeError: the recipe, its models or its tasks have faults; one line each.
+    """
+    document = load(Path(recipe)) if isinstance(recipe, Path | str) else recipe
+    return Stages(document, **options) if isinstance(document, StagedRecipe) else prepare(document, **options)
+
+
+def search(
+    recipe: SearchSpec | Stages | Recipe | StagedRecipe | Path | str,
+    folder: Path | str,
+    *,
+    device: str = "auto",
+    storage: str | None = None,
+    watching: Watching = lambda _spec, _stage: nullcontext(Quiet()),
+    **options: Unpack[SearchOptions],
+) -> ReportData:
+    """Searches for the best numbers or layers for a recipe's holes; in the folder of a run, resumes its search.
+
+    Args:
+        recipe: a search recipe, its file, or what `prepared` returns.
+        folder: the run's folder.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto``: the fastest.
+        storage: the URL of the database for the record; study.db in the folder by default.
+        watching: makes the observer of the search, or of each stage.
+        options: see `SearchOptions`; they must be left out where `recipe` is already prepared.
+
+    Returns:
+        The winner, the models that were merged, and the verdict, on the holdout; of the last stage where there are
+        several.
+
+    Raises:
+        EvomergeError: the recipe has faults, or the search cannot run.
+    """
+    found = recipe if isinstance(recipe, SearchSpec | Stages) else prepared(recipe, **options)
+    run = Path(folder)
+    if isinstance(found, SearchSpec):
+        with watching(found, "") as observer, Study(found, run, device, observer, storage) as study:
+            study.run()
+            return conclude(study)
+    found.open(run)
+    for name in found.names:
+        spec = found.prepare(name, run)
+        own = f"{run.resolve().name}-{name}"
+        with watching(spec, name) as observer, Study(spec, run / name, device, observer, storage, own) as study:
+            study.run()
+            report = found.conclude(name, study)
+    return report
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A model that was written.
+
+    Attributes:
+        folder: where it is.
+        tensors: how many it has.
+        nbytes: their bytes.
+        warnings: what its user should know, a sentence or two each.
+    """
+
+    folder: Path
+    tensors: int
+    nbytes: int
+    warnings: tuple[str, ...]
+
+
+def apply(
+    recipe: Recipe | Path | str,
+    folder: Path | str,
+    *,
+    shard_gigabytes: float = 5.0,
+    overwrite: bool = False,
+    card: bool = True,
+) -> Applied:
+    """Writes the model that a recipe describes to a folder, which appears only once it is complete.
+
+    Args:
+        recipe: a recipe without holes, its file, or the folder of a run, for its best recipe.
+        folder: where the model is written.
+        shard_gigabytes: the largest weights file.
+        overwrite: whether a folder that holds a model and nothing else is replaced.
+        card: whether a model card, README.md, is written.
+
+    Raises:
+        EvomergeError: the recipe has faults, a model cannot be read, or the folder cannot be written.
+    """
+    out = Path(folder)
+    path = None if isinstance(recipe, Recipe) else recipe_file(Path(recipe))
+    document = recipe if isinstance(recipe, Recipe) else Recipe.load(path or recipe)
+    made = open_recipe(document)
+    name = document.name or out.absolute().name
+    into_directory(
+        made,
+        out,
+        shard_bytes=int(shard_gigabytes * 1e9),
+        overwrite=overwrite,
+        needed=[path] if path else [],
+        texts=card_files(document, name, path.parent if path else None) if card else {},
+    )
+    return Applied(out, len(made.layout.jobs), made.layout.nbytes, tuple(plan_warnings(made)))
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A model's score on one split of one task.
+
+    Attributes:
+        task: the task's name.
+        split: ``search`` or ``holdout``.
+        score: the mean over the items, higher is better.
+        interval: its 95% interval.
+        items: each item's score.
+        completions: what the model wrote, one text an item; None where the task does not ask for text.
+    """
+
+    task: str
+    split: str
+    score: float
+    interval: tuple[float, float]
+    items: tuple[float, ...]
+    completions: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's scores on tasks.
+
+    Attributes:
+        model: its name.
+        scores: one for each task and split.
+        seconds: spent on ``build`` and ``evaluate``.
+        tokens: how many were read (``prompt``) and written (``new``).
+    """
+
+    model: str
+    scores: tuple[TaskScore, ...]
+    seconds: Mapping[str, float]
+    tokens: Mapping[str, int]
+
+    def as_data(self) -> dict[str, Any]:
+        """Returns the evaluation as JSON data."""
+        data = asdict(self)
+        for score in data["scores"]:
+            if score["completions"] is None:
+                del score["completions"]
+        return data
+
+
+def evaluate(
+    model: str,
+    tasks: Sequence[Path | str],
+    *,
+    splits: Sequence[Split] = ("holdout",),
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Evaluation:
+    """Returns the scores of a model, or of the model of a recipe, on tasks; nothing is written.
+
+    Args:
+        model: a folder, a Hub id, the path of a recipe without holes, or the folder of a run.
+        tasks: task files.
+        splits: ``search``, ``holdout``, or both.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto``: the fastest.
+        dtype: the name of the dtype in which the model runs; ``auto``: the fastest.
+
+    Raises:
+        EvomergeError: the model, the recipe or a task is not valid.
+    """
+    opened = [Task.load(path) for path in tasks]
+    faults = [
+        f'{second.path}: has the same name as {first.path}, "{second.name}"; give one of them another'
+        for first, second in combinations(opened, 2)
+        if first.name == second.name
+    ]
+    if faults:
+        raise TaskError(faults)
+    if os.path.isfile(Path(model) / "best.yaml") and not os.path.exists(Path(model) / "config.json"):
+        model = str(recipe_file(Path(model)))
+    if model.endswith((".yaml", ".yml")) or (os.path.exists(model) and not os.path.isdir(model)):
+        made = open_recipe(Path(model))
+    else:
+        recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
+        made = plan(recipe, open_models(recipe))
+    where = compute_device(device)
+    store = WeightStore(made.layout.checkpoints, "disk", where, reused=False)
+    runtime = ResidentRuntime(made, store, device, compute_dtype(made.layout, where, dtype))
+    evaluator = Evaluator(opened, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size)
+    items = {split: evaluator.items(split) for split in splits}  # before the weights: their faults cost no time
+    started = time.perf_counter()
+    loaded = runtime.load(made)
+    seconds = {"build": time.perf_counter() - started, "evaluate": 0.0}
+    scores = []
+    for split in splits:
+        found = evaluator.scores(loaded, items[split])
+        seconds["evaluate"] += found.cost.seconds
+        by_task, written = found.by_task(), found.completions_by_task()
+        for name, values in by_task.items():
+            bounds = interval(by_task, {name: 1.0})
+            scores.append(TaskScore(name, split, found.means[name], bounds, values, written.get(name)))
+    tokens = {"prompt": loaded.tokens.prompt, "new": loaded.tokens.new}
+    return Evaluation(model, tuple(scores), seconds, tokens)
