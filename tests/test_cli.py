@@ -65,7 +65,7 @@ def test_help_shows_examples_and_needs_no_torch():
     slow = "import sys, evomerge.cli; assert not {'typer', 'rich', 'pydantic', 'yaml'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", slow], check=False).returncode == 0
     text = evomerge("--help").stdout
-    for command in ("search", "apply", "publish", "eval", "check", "show", "runs"):
+    for command in ("search", "apply", "publish", "eval", "check", "show", "report", "runs"):
         assert command in text
         assert f"Example: evomerge {command}" in evomerge(command, "--help").stdout
         assert evomerge(command, "-h").stdout == evomerge(command, "--help").stdout

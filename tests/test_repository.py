@@ -142,7 +142,7 @@ def test_every_documented_command_that_needs_nothing_else_runs(tmp_path: Path, m
     # Models that scripts make, from the Hub or in minutes, and the Hub's data.
     needs = re.compile(r"smollm2|evollm|MODEL|^(?!evomerge )")
     commands = [shlex.split(command) for command in documented() if not needs.search(command)]
-    order = ["check", "search", "show", "runs", "apply", "eval", "publish"]
+    order = ["check", "search", "show", "report", "runs", "apply", "eval", "publish"]
     commands.sort(key=lambda words: order.index(words[1]))
     assert {words[1] for words in commands} == set(order)
     for words in commands:
@@ -156,4 +156,8 @@ def test_every_documented_command_that_needs_nothing_else_runs(tmp_path: Path, m
             main()
         signal.signal(signal.SIGINT, handler)
         assert not end.value.code, words
+    assert os.listdir("merged")
+    shutil.rmtree("merged")
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(block.replace('"runs/quickstart")', '"runs/quickstart", evaluations=2)', 1), {})
     assert os.listdir("merged")

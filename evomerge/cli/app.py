@@ -1,4 +1,4 @@
-"""The commands: search, apply, publish, eval, check, show, runs."""
+"""The commands: search, apply, publish, eval, check, show, report, runs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     "numbers. Check it, search, then apply the winner:\n\n"
     "  evomerge check recipes/quickstart.yaml\n\n"
     "  evomerge search recipes/quickstart.yaml\n\n"
+    "  evomerge report runs/quickstart\n\n"
     "  evomerge apply runs/quickstart/best.yaml merged",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -317,6 +318,37 @@ def show(
         except OSError as fault:
             raise EvomergeError(f"{svg}: cannot be written: {fault.strerror or fault}") from None
         say(f"\n{svg}: written")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, argument(metavar="RUN", help="The folder of a run: finished, stopped or running.")],
+    kind: Annotated[
+        Literal["html", "svg"], typer.Option("--format", help="html: one page; svg: its pictures, in a folder.")
+    ] = "html",
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="PATH", help="The file, or the folder.", show_default="report.html in RUN"),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="The database of the record, as for search.", show_default="the one that the run names"),
+    ] = None,
+) -> None:
+    """Show what a search found: one HTML page that needs no network and runs no script.
+
+    Winner, parents and base on the holdout; the course of the search; the winning recipe as a picture; which numbers
+    mattered; items gained and lost; where the time went; what failed. The candidates are written to candidates.csv in
+    the run's folder.
+
+    A run with stages: the last one that has begun; name the folder of another stage for that one.
+
+    Example: evomerge report runs/quickstart
+    """
+    from evomerge.report.written import write_report
+    from evomerge.study import load_run
+
+    say(f"{write_report(load_run(run, storage), kind, to)}: written")
 
 
 @app.command("runs")

@@ -1,4 +1,4 @@
-"""Pictures of recipes, for a terminal and as SVG."""
+"""Pictures of recipes, for a terminal and as SVG; `evomerge.report.page` has the reports of searches."""
 
 from evomerge.report.drawing import Drawing, drawing_of
 from evomerge.report.svg import to_svg

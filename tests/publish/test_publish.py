@@ -16,11 +16,11 @@ import termios
 from pathlib import Path
 
 import pytest
+from evomerge.cli.evaluation import evaluated
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli.evaluation import evaluated
 from evomerge.errors import CheckpointError, EvomergeError, PublishError
 from evomerge.publish import publish
 from tests.hub import TOKEN, Hub

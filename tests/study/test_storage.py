@@ -13,7 +13,8 @@ import pytest
 import sqlalchemy
 
 from evomerge.errors import StudyError, TaskError
-from evomerge.study import Record, runs
+from evomerge.report.page import report_page
+from evomerge.study import Record, load_run, runs
 from scripts.check_kills import killed_search, run_state
 from tests.study.forked import Forked
 from tests.study.search_case import Watcher, search, write_case
@@ -67,6 +68,14 @@ def test_a_search_that_is_killed_on_postgresql_ends_as_one_that_never_was(
     (run,) = runs(folder)
     assert (run.state, run.evaluations, run.best) == ("finished", 16, study.best_value)
     assert "hunter2" not in run.storage
+    # So does a report, by the URL or by the run's folder alone; the password is not in it either.
+    for storage in (url, None):
+        loaded = load_run(folder, storage)
+        assert (loaded.state, len(loaded.candidates), loaded.best.objective) == ("finished", 16, study.best_value)
+        assert loaded.scores.shape == (16, 17)
+        page = report_page(loaded, folder)
+        assert "optuna-dashboard postgresql://postgres@/" in page
+        assert "hunter2" not in page
 
 
 def test_a_run_stays_in_its_database(case: Path, server: str, tmp_path: Path):
