@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from evomerge.api import apply as apply
     from evomerge.api import evaluate as evaluate
     from evomerge.api import load_run as load_run
+    from evomerge.api import publish as publish
     from evomerge.api import search as search
 
 __version__ = "0.1.0"
 
-_API = ("apply", "evaluate", "load_run", "search")
+_API = ("apply", "evaluate", "load_run", "publish", "search")
 
 
 class _Package(ModuleType):

@@ -1,4 +1,4 @@
-"""The Python API: `evomerge.search`, `apply`, `evaluate` and `load_run`; the command line is a thin layer over it."""
+"""The Python API: search, apply, evaluate, publish and load_run; the command line is a thin layer over it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from evomerge.merge import (
     plan,
     plan_warnings,
 )
-from evomerge.publish import card_files
+from evomerge.publish import Publication, card_files, publish
 from evomerge.recipe import Recipe, StagedRecipe, load, recipe_file
 from evomerge.runtime import ResidentRuntime, compute_dtype
 from evomerge.search import Outcome
@@ -40,7 +40,19 @@ from evomerge.study import (
 )
 from evomerge.tasks import Split, Task
 
-__all__ = ["Applied", "Evaluation", "Quiet", "TaskScore", "apply", "evaluate", "load_run", "prepared", "search"]
+__all__ = [
+    "Applied",
+    "Evaluation",
+    "Publication",
+    "Quiet",
+    "TaskScore",
+    "apply",
+    "evaluate",
+    "load_run",
+    "prepared",
+    "publish",
+    "search",
+]
 
 
 class SearchOptions(TypedDict, total=False):

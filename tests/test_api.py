@@ -82,3 +82,12 @@ assert search is evomerge.search is sys.modules['evomerge.api'].search
 assert sys.modules['evomerge.search'].OPTIMIZERS is OPTIMIZERS
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_publish_checks_a_run_s_winner_and_sends_nothing_in_a_dry_run(tmp_path: Path):
+    recipe, run = write_case(tmp_path, evaluations=2), tmp_path / "run"
+    evomerge.search(str(recipe), run, device="cpu")
+    found = evomerge.publish(run, "me/merge", licence="apache-2.0", dry_run=True)
+    assert found.url is None
+    assert found.files["model.safetensors"] == (run / "model" / "model.safetensors").stat().st_size
+    assert "README.md" in found.files
