@@ -50,7 +50,7 @@ class Publication:
 
 
 def publish(
-    source: Path,
+    source: Path | str,
     repo_id: str,
     *,
     private: bool = False,
@@ -78,6 +78,7 @@ def publish(
         RecipeError: the run's winner cannot be applied.
         CheckpointError: a file is missing, truncated, unsafe or inconsistent.
     """
+    source = Path(source)
     check_repo_id(repo_id)
     stated = None if licence is None else named(licence)
     if not dry_run:

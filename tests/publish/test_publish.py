@@ -16,11 +16,11 @@ import termios
 from pathlib import Path
 
 import pytest
-from evomerge.cli.evaluation import evaluated
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
+from evomerge.api import evaluate
 from evomerge.errors import CheckpointError, EvomergeError, PublishError
 from evomerge.publish import publish
 from tests.hub import TOKEN, Hub
@@ -63,7 +63,7 @@ def test_a_winner_that_is_published_and_downloaded_again_scores_the_same_item_fo
     sent = {path.name for path in (searched / "run" / "model").iterdir()}
     assert sent | {".gitattributes"} == set(hub.repositories["me/winner"].files())
     tasks = [searched / "tasks" / name for name in ("likely.yaml", "written.yaml")]
-    here, again = (evaluated(str(path), tasks, ("holdout",), "cpu") for path in (searched / "run" / "model", there))
+    here, again = (evaluate(str(path), tasks, device="cpu").as_data() for path in (searched / "run" / "model", there))
     assert [row["items"] for row in here["scores"]] == [row["items"] for row in again["scores"]]
     result = json.loads((searched / "run" / "result.json").read_text())
     assert {row["task"]: row["score"] for row in again["scores"]} == pytest.approx(result["winner"]["holdout_tasks"])
