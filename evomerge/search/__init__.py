@@ -8,10 +8,10 @@ from typing import Any
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.search.cma_es import CmaEs
 from evomerge.search.genetic import Genetic
-from evomerge.search.optimizer import Drawing, Optimizer, Proposal
+from evomerge.search.optimizer import Drawing, Generational, Optimizer, Proposal
 from evomerge.search.outcome import Outcome, State
 from evomerge.search.random_search import RandomSearch
-from evomerge.search.space import Dimension, Genome, NumberSpace, Space
+from evomerge.search.space import DEFAULT_SIGMA, Dimension, Genome, NumberSpace, Space
 from evomerge.search.stack_space import IndicatorSpace, Layer, Stack, StackSpace
 from evomerge.search.tpe import Tpe
 
@@ -31,9 +31,11 @@ def optimizers_for(recipe: Recipe) -> Mapping[str, OptimizerMaker]:
 
 
 __all__ = [
+    "DEFAULT_SIGMA",
     "OPTIMIZERS",
     "Dimension",
     "Drawing",
+    "Generational",
     "Genome",
     "IndicatorSpace",
     "Layer",

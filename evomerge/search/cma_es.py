@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.recipe import SearchSettings
-from evomerge.search.optimizer import Drawing, Proposal
-from evomerge.search.outcome import Outcome
-from evomerge.search.space import Genome, NumberSpace
+from evomerge.search.optimizer import Generational
+from evomerge.search.space import DEFAULT_SIGMA, Cube, Genome
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it warns where matplotlib, which only its plots need, is missing
@@ -28,16 +28,13 @@ SMALLEST_STEP = 1e-4
 LARGEST_POPULATION = 8
 """Restarts double the population, up to this many times its first size: more would cost too many evaluations."""
 
-DEFAULT_SIGMA = 1 / 6
-"""The first step, as a fraction of each range: three steps from the middle reach both ends."""
-
 
 def default_population(dimensions: int) -> int:
     """Returns the population for a number of dimensions: 4 + floor(3 ln n), Hansen 2016, table 1."""
     return 4 + math.floor(3 * math.log(dimensions))
 
 
-class CmaEs(Drawing[Genome]):
+class CmaEs(Generational[Genome]):
     """CMA-ES in the unit cube, started at the space's start.
 
     All random numbers come from a generator of its own, so nothing that draws from numpy's global one can change the
@@ -49,7 +46,7 @@ class CmaEs(Drawing[Genome]):
         settings: `seed`, `sigma` and `population` are used.
     """
 
-    def __init__(self, space: NumberSpace, settings: SearchSettings) -> None:
+    def __init__(self, space: Cube, settings: SearchSettings) -> None:
         super().__init__()
         self._size = len(space)
         self._rng = np.random.default_rng(settings.seed)
@@ -58,10 +55,7 @@ class CmaEs(Drawing[Genome]):
         self._largest = LARGEST_POPULATION * self._population
         self._best: tuple[float, Genome] | None = None
         self._strategy = self._started(tuple(space.start.tolist()))
-        self._generation = -1
         self._points: list[NDArray[np.float64]] = []
-        self._drawn = 0  # of `_points`
-        self._told: dict[int, tuple[Genome, float | None]] = {}  # of this generation, by id
 
     def _started(self, mean: Genome) -> cma.CMAEvolutionStrategy:
         # pycma requires two dimensions: a second one that nothing depends on is added.
@@ -86,24 +80,13 @@ class CmaEs(Drawing[Genome]):
             warnings.simplefilter("ignore")
             return cma.CMAEvolutionStrategy(mean, self._sigma, options)
 
-    def _draw(self) -> tuple[Genome, int] | None:
-        if len(self._told) == len(self._points):
-            self._points, self._told = self._strategy.ask(), {}
-            self._generation += 1
-            self._drawn = 0
-        if self._drawn == len(self._points):
-            return None
-        point = self._points[self._drawn]
-        self._drawn += 1
-        return tuple(point[: self._size].tolist()), self._generation
+    def _next(self) -> list[Genome]:
+        self._points = self._strategy.ask()
+        return [tuple(point[: self._size].tolist()) for point in self._points]
 
-    def _learn(self, proposal: Proposal[Genome], outcome: Outcome) -> None:
-        self._told[proposal.id] = proposal.genome, outcome.score
-        if len(self._told) == len(self._points):
-            self._move([told for _, told in sorted(self._told.items())])
-
-    def _move(self, generation: list[tuple[Genome, float | None]]) -> None:
-        """Moves the distribution, and restarts where it has converged; `generation` is in the order of ids."""
+    def _learn_generation(self, told: Mapping[int, tuple[Genome, float | None]]) -> None:
+        """Moves the distribution, and restarts where it has converged."""
+        generation = list(told.values())
         scored = [(score, genome) for genome, score in generation if score is not None]
         if not scored:
             return  # a generation of failures does not say where to go

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from evomerge.recipe import SearchSettings
-from evomerge.search.optimizer import Drawing, Proposal
+from evomerge.search.optimizer import Generational, Proposal
 from evomerge.search.outcome import Outcome
 from evomerge.search.stack_operators import MUTATIONS, block_repeats, crossed, depth_wise
 from evomerge.search.stack_space import Stack, StackSpace
@@ -27,7 +27,7 @@ ATTEMPTS = 50
 """How many stacks in a row that were proposed before are drawn, until a random one takes their place."""
 
 
-class Genetic(Drawing[Stack]):
+class Genetic(Generational[Stack]):
     """A genetic search with elites; no stack is proposed twice.
 
     The first generation has every model, stacks of one model's first layers and another's last, and models with a block
@@ -49,33 +49,21 @@ class Genetic(Drawing[Stack]):
         self._rest = space.all_stacks()
         self._seen: set[Stack] = set()
         self._population: list[tuple[float, int, Stack]] = []  # score, id, stack; the best first
-        self._generation = -1
-        self._genomes: list[Stack] = []
-        self._drawn = 0  # of `_genomes`
-        self._told: dict[int, tuple[Stack, float | None]] = {}  # of this generation, by id
 
-    def _draw(self) -> tuple[Stack, int] | None:
-        if len(self._told) == len(self._genomes):
-            self._select()
-            self._genomes = self._new(self._children() if self._generation >= 0 else self._first())
-            self._told, self._drawn = {}, 0
-            self._generation += 1
-        if self._drawn == len(self._genomes):
-            return None
-        self._drawn += 1
-        return self._genomes[self._drawn - 1], self._generation
+    def _next(self) -> list[Stack]:
+        return self._new(self._children() if self._generation >= 0 else self._first())
 
     def _learn(self, proposal: Proposal[Stack], outcome: Outcome) -> None:
-        self._told[proposal.id] = proposal.genome, outcome.score
         self._seen.add(proposal.genome)
+        super()._learn(proposal, outcome)
 
-    def _select(self) -> None:
-        """Makes the next population of the elites and the generation that was told."""
-        told = [(score, id, stack) for id, (stack, score) in self._told.items() if score is not None]
+    def _learn_generation(self, told: Mapping[int, tuple[Stack, float | None]]) -> None:
+        """Makes the next population of the elites and the generation."""
+        scored = [(score, id, stack) for id, (stack, score) in told.items() if score is not None]
         # Of equal ones the younger goes first: a search on a plateau moves.
-        ranked = sorted([*self._population, *told], key=lambda one: one[:2], reverse=True)
+        ranked = sorted([*self._population, *scored], key=lambda one: one[:2], reverse=True)
         elite = ranked[: round(ELITE * self._size)]
-        others = [one for one in sorted(told, key=lambda one: one[:2], reverse=True) if one not in elite]
+        others = [one for one in sorted(scored, key=lambda one: one[:2], reverse=True) if one not in elite]
         self._population = [*elite, *others][: self._size]
 
     def _first(self) -> Iterator[Stack]:

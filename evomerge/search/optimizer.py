@@ -1,8 +1,9 @@
-"""`Optimizer`: ask for proposals, tell their outcomes, in any order; and `Drawing`, the bookkeeping all share."""
+"""`Optimizer`: ask for proposals, tell their outcomes in any order; and the bookkeeping that optimizers share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -108,3 +109,36 @@ class Drawing(ABC, Generic[G]):
         self._open[self._count] = self._waiting[self._count] = Proposal(self._count, *drawn)
         self._count += 1
         return True
+
+
+class Generational(Drawing[G]):
+    """An optimizer that draws a generation at a time: the next one when every outcome of the last is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generation = -1
+        self._genomes: Sequence[G] = ()
+        self._drawn = 0  # of `_genomes`
+        self._told: dict[int, tuple[G, float | None]] = {}  # of this generation, by id
+
+    @abstractmethod
+    def _next(self) -> Sequence[G]:
+        """Returns the genomes of the next generation; none where there are no more."""
+
+    @abstractmethod
+    def _learn_generation(self, told: Mapping[int, tuple[G, float | None]]) -> None:
+        """Takes a generation in the order of ids: each genome that was scored, and its score, None if it failed."""
+
+    def _draw(self) -> tuple[G, int] | None:
+        if len(self._told) == len(self._genomes):
+            self._genomes, self._told, self._drawn = self._next(), {}, 0
+            self._generation += 1
+        if self._drawn == len(self._genomes):
+            return None
+        self._drawn += 1
+        return self._genomes[self._drawn - 1], self._generation
+
+    def _learn(self, proposal: Proposal[G], outcome: Outcome) -> None:
+        self._told[proposal.id] = proposal.genome, outcome.score
+        if len(self._told) == len(self._genomes):
+            self._learn_generation(dict(sorted(self._told.items())))

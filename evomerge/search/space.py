@@ -1,9 +1,9 @@
-"""`Space`: from genomes to recipes; and `NumberSpace`, whose genomes are numbers for a recipe's holes."""
+"""`Space`: from genomes to recipes; `Cube`, whose genomes are numbers; `NumberSpace`, the numbers of a recipe."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,10 @@ from evomerge.recipe import Hole, Number, Recipe
 G = TypeVar("G")
 
 Genome = tuple[float, ...]
-"""A candidate of a `NumberSpace`: a number in [0, 1] for each dimension."""
+"""A candidate of a `Cube`: a number in [0, 1] for each dimension."""
+
+DEFAULT_SIGMA = 1 / 6
+"""The first step, as a fraction of each range: three steps from the middle reach both ends."""
 
 SIGNIFICANT_DIGITS = 6
 """Numbers are rounded to this before they are used: recipes stay readable, and hold what was scored."""
@@ -77,7 +80,41 @@ class Dimension:
         return (number - self.low) / (self.high - self.low)
 
 
-class NumberSpace:
+class Cube:
+    """A space of points in the unit cube, for optimizers of numbers.
+
+    Attributes:
+        dimensions: the searched numbers, one for each coordinate of a genome.
+    """
+
+    dimensions: list[Dimension]
+
+    def __len__(self) -> int:
+        return len(self.dimensions)
+
+    @property
+    def start(self) -> NDArray[np.float64]:
+        """Where the search begins: float64, shape (dimensions,), in [0, 1]."""
+        return np.array([dimension.gene(dimension.start) for dimension in self.dimensions])
+
+    def numbers(self, genome: Sequence[float]) -> dict[str, float]:
+        """Returns the searched numbers by name, in their own units."""
+        return {dimension.name: dimension.number(gene) for dimension, gene in zip(self.dimensions, genome, strict=True)}
+
+    def sample(self, rng: np.random.Generator) -> Genome:
+        """Returns a uniform genome."""
+        return tuple(rng.random(len(self)).tolist())
+
+    def to_json(self, genome: Genome) -> list[float]:
+        """Returns the genome as a list."""
+        return list(genome)
+
+    def from_json(self, data: Iterable[float]) -> Genome:
+        """Returns the genome that a list holds."""
+        return tuple(data)
+
+
+class NumberSpace(Cube):
     """The numbers that a recipe leaves open, one dimension each.
 
     Args:
@@ -108,34 +145,10 @@ class NumberSpace:
                 name = spelled(location) + (f"[{i}]" if hole.layers else "")
                 self.dimensions.append(Dimension(name, location, *hole.search, log=hole.log, start=start))
 
-    def __len__(self) -> int:
-        return len(self.dimensions)
-
-    @property
-    def start(self) -> NDArray[np.float64]:
-        """Where the search begins: float64, shape (dimensions,), in [0, 1]."""
-        return np.array([dimension.gene(dimension.start) for dimension in self.dimensions])
-
-    def numbers(self, genome: Sequence[float]) -> dict[str, float]:
-        """Returns the searched numbers by name, in their own units."""
-        return {dimension.name: dimension.number(gene) for dimension, gene in zip(self.dimensions, genome, strict=True)}
-
     def parameters(self, genome: Genome) -> dict[str, tuple[float, BaseDistribution]]:
         """Returns the numbers by name, each with its range as Optuna describes it."""
         numbers = self.numbers(genome)
         return {d.name: (numbers[d.name], FloatDistribution(d.low, d.high, log=d.log)) for d in self.dimensions}
-
-    def sample(self, rng: np.random.Generator) -> Genome:
-        """Returns a uniform genome."""
-        return tuple(rng.random(len(self)).tolist())
-
-    def to_json(self, genome: Genome) -> list[float]:
-        """Returns the genome as a list."""
-        return list(genome)
-
-    def from_json(self, data: list[float]) -> Genome:
-        """Returns the genome that a list holds."""
-        return tuple(data)
 
     def decode(self, genome: Sequence[float]) -> Recipe:
         """Returns the recipe that `genome` stands for; every genome of the right length has one.

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError
 from evomerge.recipe import LayerSource, Recipe, Slice
-from evomerge.search.space import SIGNIFICANT_DIGITS, Dimension, Genome
+from evomerge.search.space import DEFAULT_SIGMA, SIGNIFICANT_DIGITS, Cube, Dimension
 
 LARGEST_FACTOR = 1e30
 """What a layer adds is multiplied by no more than this, and by no less than its inverse."""
@@ -205,7 +204,7 @@ class StackSpace:
         return self.repaired(Layer(_whole(model), _whole(layer), float(scale)) for model, layer, scale in data)
 
 
-class IndicatorSpace:
+class IndicatorSpace(Cube):
     """Stacks as switches, for optimizers of numbers: all layers in sequence, `repeats` times over, each on or off.
 
     A genome has a number in [0, 1] for each of these slots, which is on above 0.5; where scales are searched, as many
@@ -224,7 +223,7 @@ class IndicatorSpace:
     """
 
     def __init__(
-        self, recipe: Recipe, depths: Sequence[int], fold: Folding | None = None, *, sigma: float = 1 / 6
+        self, recipe: Recipe, depths: Sequence[int], fold: Folding | None = None, *, sigma: float = DEFAULT_SIGMA
     ) -> None:
         self.recipe = recipe
         self.stacks = StackSpace(recipe, depths, fold)
@@ -250,22 +249,6 @@ class IndicatorSpace:
         """Returns where a slot's switch starts: on, and far from the border, in the first pass over the first model."""
         return min(0.5 + 2 * sigma, 1.0) if slot < self.stacks.depths[0] else 0.5
 
-    def __len__(self) -> int:
-        return len(self.dimensions)
-
-    @property
-    def start(self) -> NDArray[np.float64]:
-        """Where the search begins: float64, shape (dimensions,), in [0, 1]."""
-        return np.array([dimension.gene(dimension.start) for dimension in self.dimensions])
-
-    def numbers(self, genome: Sequence[float]) -> dict[str, float]:
-        """Returns the switches and scales by name."""
-        return {dimension.name: dimension.number(gene) for dimension, gene in zip(self.dimensions, genome, strict=True)}
-
-    def sample(self, rng: np.random.Generator) -> Genome:
-        """Returns a uniform genome."""
-        return tuple(rng.random(len(self)).tolist())
-
     def stack(self, genome: Sequence[float]) -> Stack:
         """Returns the layers whose slots are on; every genome of the right length has some."""
         count = len(self.slots)
@@ -281,14 +264,6 @@ class IndicatorSpace:
     def decode(self, genome: Sequence[float]) -> Recipe:
         """Returns the recipe that `genome` stands for; every genome of the right length has one."""
         return self.stacks.decode(self.stack(genome))
-
-    def to_json(self, genome: Genome) -> list[float]:
-        """Returns the genome as a list."""
-        return list(genome)
-
-    def from_json(self, data: Iterable[float]) -> Genome:
-        """Returns the genome that a list holds."""
-        return tuple(data)
 
 
 def _filtered(filters: Sequence[str], value: float, otherwise: float) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import optuna
 from evomerge.recipe import SearchSettings
 from evomerge.search.optimizer import Drawing, Proposal
 from evomerge.search.outcome import Outcome
-from evomerge.search.space import Genome, NumberSpace
+from evomerge.search.space import Cube, Genome
 
 
 class Tpe(Drawing[Genome]):
@@ -26,7 +26,7 @@ class Tpe(Drawing[Genome]):
 
     sequential = True
 
-    def __init__(self, space: NumberSpace, settings: SearchSettings) -> None:
+    def __init__(self, space: Cube, settings: SearchSettings) -> None:
         super().__init__()
         self._seed = settings.seed
         self._start: Genome = tuple(space.start.tolist())

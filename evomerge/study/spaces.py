@@ -13,7 +13,7 @@ from evomerge.errors import ArchitectureError, EvomergeError, RecipeError
 from evomerge.merge import Plan, Planner, checked_method, hole_starts, parents, plan
 from evomerge.recipe import LayerSource, Recipe, SearchSettings, Slice
 from evomerge.runtime import StackLayer, by_reference
-from evomerge.search import IndicatorSpace, NumberSpace, Proposal, Space, StackSpace
+from evomerge.search import DEFAULT_SIGMA, IndicatorSpace, NumberSpace, Proposal, Space, StackSpace
 
 
 def space_of(
@@ -38,8 +38,7 @@ def space_of(
     fold = _fold(recipe, hole.search.models, checkpoints) if hole.search.scale is not None else None
     if hole.search.encoding == "order":
         return StackSpace(recipe, depths, fold)
-    sigma = {} if settings.sigma is None else {"sigma": settings.sigma}
-    return IndicatorSpace(recipe, depths, fold, **sigma)
+    return IndicatorSpace(recipe, depths, fold, sigma=settings.sigma or DEFAULT_SIGMA)
 
 
 def first_plan(space: NumberSpace | StackSpace | IndicatorSpace, checkpoints: Mapping[str, Checkpoint]) -> Plan:
