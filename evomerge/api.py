@@ -23,28 +23,27 @@ from evomerge.merge import (
     plan_warnings,
 )
 from evomerge.publish import Publication, card_files, publish
-from evomerge.recipe import Recipe, StagedRecipe, load, recipe_file
+from evomerge.recipe import Recipe, StagedRecipe, is_run, load, recipe_file
 from evomerge.runtime import ResidentRuntime, compute_dtype
-from evomerge.search import Outcome
 from evomerge.study import (
     Observer,
     ReportData,
     SearchSpec,
     Stages,
     Study,
-    Trial,
     conclude,
     interval,
     load_run,
     prepare,
 )
+from evomerge.study.stages import study_name
 from evomerge.tasks import Split, Task
 
 __all__ = [
     "Applied",
     "Evaluation",
+    "Observer",
     "Publication",
-    "Quiet",
     "TaskScore",
     "apply",
     "evaluate",
@@ -69,28 +68,6 @@ class SearchOptions(TypedDict, total=False):
     compute_dtype: str
 
 
-class Quiet:
-    """An observer that shows nothing; a subclass overrides what it wants to know."""
-
-    def loading(self, done: int, total: int) -> None:
-        """See `Observer`."""
-
-    def evaluating(self, what: str, stage: str) -> None:
-        """See `Observer`."""
-
-    def baseline(self, name: str, outcome: Outcome, objective: float | None) -> None:
-        """See `Observer`."""
-
-    def trial(self, trial: Trial, fresh: bool) -> None:
-        """See `Observer`."""
-
-    def holdout(self, name: str, done: int, total: int) -> None:
-        """See `Observer`."""
-
-    def note(self, text: str) -> None:
-        """See `Observer`."""
-
-
 Watching = Callable[[SearchSpec, str], AbstractContextManager[Observer]]
 """Makes the observer of one search from what is searched and the name of its stage, "" where there are none."""
 
@@ -111,7 +88,7 @@ def search(
     *,
     device: str = "auto",
     storage: str | None = None,
-    watching: Watching = lambda _spec, _stage: nullcontext(Quiet()),
+    watching: Watching = lambda _spec, _stage: nullcontext(Observer()),
     **options: Unpack[SearchOptions],
 ) -> ReportData:
     """Searches for the best numbers or layers for a recipe's holes; in the folder of a run, resumes its search.
@@ -140,7 +117,7 @@ def search(
     found.open(run)
     for name in found.names:
         spec = found.prepare(name, run)
-        own = f"{run.resolve().name}-{name}"
+        own = study_name(run, name)
         with watching(spec, name) as observer, Study(spec, run / name, device, observer, storage, own) as study:
             study.run()
             report = found.conclude(name, study)
@@ -171,6 +148,7 @@ def apply(
     shard_gigabytes: float = 5.0,
     overwrite: bool = False,
     card: bool = True,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Applied:
     """Writes the model that a recipe describes to a folder, which appears only once it is complete.
 
@@ -180,21 +158,30 @@ def apply(
         shard_gigabytes: the largest weights file.
         overwrite: whether a folder that holds a model and nothing else is replaced.
         card: whether a model card, README.md, is written.
+        progress: called with the bytes that are written, and with all that there are.
 
     Raises:
         EvomergeError: the recipe has faults, a model cannot be read, or the folder cannot be written.
     """
     out = Path(folder)
     path = None if isinstance(recipe, Recipe) else recipe_file(Path(recipe))
-    document = recipe if isinstance(recipe, Recipe) else Recipe.load(path or recipe)
+    document = recipe if isinstance(recipe, Recipe) else Recipe.load(path or recipe)  # Once: it may be a pipe.
     made = open_recipe(document)
     name = document.name or out.absolute().name
+    done = 0
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, made.layout.nbytes)
+
     into_directory(
         made,
         out,
         shard_bytes=int(shard_gigabytes * 1e9),
         overwrite=overwrite,
         needed=[path] if path else [],
+        progress=written,
         texts=card_files(document, name, path.parent if path else None) if card else {},
     )
     return Applied(out, len(made.layout.jobs), made.layout.nbytes, tuple(plan_warnings(made)))
@@ -274,7 +261,7 @@ def evaluate(
     ]
     if faults:
         raise TaskError(faults)
-    if os.path.isfile(Path(model) / "best.yaml") and not os.path.exists(Path(model) / "config.json"):
+    if is_run(Path(model)):
         model = str(recipe_file(Path(model)))
     if model.endswith((".yaml", ".yml")) or (os.path.exists(model) and not os.path.isdir(model)):
         made = open_recipe(Path(model))

@@ -33,7 +33,7 @@ from sqlalchemy import column, func, or_, select, table
 
 from evomerge.checkpoint import UNFINISHED
 from evomerge.study import Record, Trial, prepare
-from evomerge.study.stages import stage_names
+from evomerge.study.stages import stage_names, study_name
 from evomerge.study.storage import Storage
 
 
@@ -106,7 +106,7 @@ def places(folder: Path) -> dict[str, tuple[Path, str | None]]:
     stages = stage_names(folder)
     if stages is None:
         return {"": (folder, None)}
-    return {name: (folder / name, f"{folder.name}-{name}") for name in stages if (folder / name).is_dir()}
+    return {name: (folder / name, study_name(folder, name)) for name in stages if (folder / name).is_dir()}
 
 
 def recorded(folder: Path, storage: str | None = None) -> dict[str, tuple[Trial, ...]]:

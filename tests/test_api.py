@@ -9,13 +9,13 @@ import pytest
 from safetensors.torch import load_file
 
 import evomerge
-from evomerge.api import Quiet, prepared
+from evomerge.api import Observer, prepared
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe
 from tests.study.search_case import write_case, write_staged_case
 
 
-class Counting(Quiet):
+class Counting(Observer):
     def __init__(self) -> None:
         self.numbers: list[int] = []
 
@@ -55,7 +55,7 @@ def test_a_search_in_stages_watches_each_and_returns_the_last(tmp_path: Path):
 
     def watching(spec, stage):
         seen.append((stage, spec.recipe.merge_method))
-        return contextlib.nullcontext(Quiet())
+        return contextlib.nullcontext(Observer())
 
     report = evomerge.search(prepared(recipe), tmp_path / "run", device="cpu", watching=watching)
     assert seen == [("weights", "task_arithmetic"), ("layers", "passthrough")]

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.checkpoint.adapter import ADAPTER_WEIGHTS, AdaptedCheckpoint
-from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, files_beside
+from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, files_beside, unfinished
 from evomerge.checkpoint.header import TensorInfo, read_object, reading
 from evomerge.checkpoint.hub import Reference, folder_of, tokenizer_folder
 from evomerge.checkpoint.reading import Checkpoint
+from evomerge.checkpoint.target import replace_text
 from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
 from evomerge.paths import HERE
@@ -28,7 +29,9 @@ __all__ = [
     "files_beside",
     "open_checkpoint",
     "read_object",
+    "replace_text",
     "tokenizer_folder",
+    "unfinished",
 ]
 
 

@@ -15,6 +15,12 @@ TEMPLATES = "additional_chat_templates"
 UNFINISHED = "evomerge-unfinished-5c1e97d2"
 """Part of the name of everything that is not finished yet; no other file has such a name by chance."""
 
+
+def unfinished(path: Path) -> Path:
+    """Where a file or folder is written before it has its name; what a kill leaves is found by this one."""
+    return path.with_name(f".{path.name}.{UNFINISHED}")
+
+
 _SIDE_FILES = (
     "generation_config.json",
     "tokenizer*.json",

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from evomerge.checkpoint.folder import UNFINISHED, strangers
+from evomerge.checkpoint.folder import strangers, unfinished
 from evomerge.checkpoint.header import CONFIG
 from evomerge.errors import CheckpointError
 
@@ -46,7 +46,7 @@ class Target:
         if os.path.ismount(self.folder):
             raise CheckpointError(f"{self.folder}: is the root of a file system; name a folder in it")
         self._overwrite = overwrite
-        self._work = self.folder.with_name(f".{self.folder.name}.{UNFINISHED}")
+        self._work = unfinished(self.folder)
         self.new, self._replaced, self._mark = (self._work / name for name in ("new", "replaced", _MARK))
         self._handle: int | None = None
         self._begun = False
@@ -160,6 +160,23 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all: beside it, onto the disk, then one rename.
+
+    Raises:
+        OSError: the disk refuses; the file is as it was.
+    """
+    fresh = unfinished(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        sync(fresh)
+        fresh.replace(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
 
 
 def _locked(folder: Path) -> int | None:

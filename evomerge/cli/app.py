@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -124,7 +123,7 @@ def search(
 
         @contextmanager
         def shown(spec: SearchSpec, stage: str) -> Iterator[Observer]:
-            say(*filter(None, [f"stage {stage}" if stage else "", _headline(recipe, spec, where)]), sep="\n")
+            say(*_stage(stage), _headline(recipe, spec, where), sep="\n")
             display = SearchDisplay(out, spec)
             with display.live:
                 yield display
@@ -154,9 +153,7 @@ def apply(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from evomerge.merge import into_directory, open_recipe, plan_warnings
-    from evomerge.publish import card_files
-    from evomerge.recipe import Recipe, recipe_file
+    from evomerge import api
 
     before = _inode(out_dir)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -165,26 +162,17 @@ def apply(
         return f"Stopped: {out_dir} is {'unchanged' if _inode(out_dir) == before else 'complete'}."
 
     with stoppable(stopped):
-        path = recipe_file(recipe)
-        document = Recipe.load(path)  # Once: it may be a pipe.
-        plan = open_recipe(document)
-        texts = card_files(document, document.name or out_dir.absolute().name, path.parent) if card else {}
         with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-            bar = progress.add_task("", total=plan.layout.nbytes)
-            into_directory(
-                plan,
+            bar = progress.add_task("", visible=False)
+            made = api.apply(
+                recipe,
                 out_dir,
-                shard_bytes=int(shard_size * 1e9),
+                shard_gigabytes=shard_size,
                 overwrite=overwrite,
-                needed=[path],
-                progress=partial(progress.advance, bar),
-                texts=texts,
+                card=card,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total, visible=True),
             )
-        say(
-            f"{out_dir}: {len(plan.layout.jobs)} tensors, {size(plan.layout.nbytes)}",
-            *plan_warnings(plan),
-            sep="\n",
-        )
+        say(f"{out_dir}: {made.tensors} tensors, {size(made.nbytes)}", *made.warnings, sep="\n")
 
 
 app.command()(publish)
@@ -237,9 +225,10 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
 
     Example: evomerge check recipes/quickstart.yaml
     """
+    from evomerge import api
     from evomerge.merge import compute_device, open_recipe, plan_warnings
     from evomerge.recipe import StagedRecipe, load, recipe_file
-    from evomerge.study import Stages, prepare
+    from evomerge.study import Stages
 
     where = compute_device(device)
     # Read once: the recipe may be a pipe.
@@ -256,15 +245,16 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
             sep="\n",
         )
         return
-    if isinstance(document, StagedRecipe):
-        for name, spec in Stages(document, compute_dtype=compute_dtype).checks.items():
-            spec.rehearse()
-            say(f"stage {name}", *_checked(path, spec, where), sep="\n")
-    else:
-        spec = prepare(document, compute_dtype=compute_dtype)
+    found = api.prepared(document, compute_dtype=compute_dtype)
+    for name, spec in found.checks.items() if isinstance(found, Stages) else [("", found)]:
         spec.rehearse()
-        say(*_checked(path, spec, where), sep="\n")
+        say(*_stage(name), *_checked(path, spec, where), sep="\n")
     say("OK: ready to run")
+
+
+def _stage(name: str) -> list[str]:
+    """Returns the line above what is said of a stage; none where there are no stages."""
+    return [f"stage {name}"] if name else []
 
 
 def _checked(path: Path, spec: Any, where: Any) -> list[str]:

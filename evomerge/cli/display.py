@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -17,8 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.report.names import short_names
 from evomerge.search import Outcome
-from evomerge.study import ModelResult, ReportData, SearchSpec, Trial
+from evomerge.study import ModelResult, Observer, ReportData, SearchSpec, Trial
 from evomerge.study.record import MEAN
 
 _MEAN = "mean of the parents"
@@ -27,7 +27,7 @@ LINE_SECONDS = 10.0
 """The least time between two lines, if the output is not a terminal."""
 
 
-class SearchDisplay:
+class SearchDisplay(Observer):
     """The observer of a search that shows its progress: in a live panel on a terminal, else in a line now and then.
 
     Args:
@@ -45,7 +45,7 @@ class SearchDisplay:
         self._total = spec.settings.evaluations
         self._baselines: dict[str, float | None] = {}
         self._candidates: list[Trial] = []
-        self._best: tuple[float, int] | None = None
+        self._best: Trial | None = None
         self._read_back = 0
         self._failures = 0
         self._spent: deque[float] = deque(maxlen=50)
@@ -86,8 +86,8 @@ class SearchDisplay:
             self._failures += 1
             if fresh:
                 self.note(f"trial {trial.number} failed: {trial.outcome.error}")
-        elif self._best is None or trial.objective > self._best[0]:
-            self._best = trial.objective, trial.number
+        elif self._best is None or trial.rank < self._best.rank:
+            self._best = trial
         self._line(self._status(), at_once=fresh and len(self._candidates) == self._total)
 
     def holdout(self, name: str, done: int, total: int) -> None:
@@ -106,7 +106,7 @@ class SearchDisplay:
         if self._read_back:
             parts.append(f"{self._read_back} of them from the record")
         if self._best is not None:
-            parts.append(f"best {self._best[0]:.3f} (trial {self._best[1]})")
+            parts.append(f"best {self._best.objective:.3f} (trial {self._best.number})")
         if self._failures:
             parts.append(f"{self._failures} failed")
         if self._spent and done < self._total:
@@ -125,7 +125,7 @@ class SearchDisplay:
         for name, score in self._baselines.items():
             table.add_row(name, "" if score is None else f"{score:.3f}", style="dim")
         if self._best is not None:
-            table.add_row(f"best, trial {self._best[1]}", f"{self._best[0]:.3f}", style="bold green")
+            table.add_row(f"best, trial {self._best.number}", f"{self._best.objective:.3f}", style="bold green")
         lines: list[RenderableType] = [table, Text(self._status())]
         generation = _generation(self._candidates[-1]) if self._candidates else 0
         scores = [
@@ -189,10 +189,7 @@ def conclusion_table(report: ReportData) -> Table:
 
     models = [*([report.base] if report.base else []), *report.parents, *report.others]
     # The last part of a path is enough if only one model has it: the other columns need the width.
-    last = Counter(Path(model.name).name for model in models)
-    for model in models:
-        short = Path(model.name).name
-        label = short if last[short] == 1 else model.name
+    for model, label in zip(models, short_names([model.name for model in models]), strict=True):
         row(*((f"{label} (base)", model, "dim") if model is report.base else (label, model)))
     if report.mean:
         row(_MEAN, report.mean)

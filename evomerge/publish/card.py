@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from evomerge.publish.parents import Parent, licence_of, parents
 from evomerge.recipe import Recipe
 from evomerge.report import drawing_of, to_svg
 from evomerge.report.names import short_names
-from evomerge.study.record import MEAN, RESULT
+from evomerge.study.record import MEAN, read_result
 from evomerge.study.stages import MODEL
 
 _OWN_METHODS = frozenset({"tsv", "iso_c", "wudi"})
@@ -60,9 +59,9 @@ def card_files(recipe: Recipe, name: str, run: Path | None = None, licence: Lice
 def _result(run: Path, recipe: Recipe) -> Mapping[str, Any] | None:
     """Returns what result.json says, if the run has ended and the recipe is its winner."""
     try:
-        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+        result = read_result(run)
         winner = Recipe.model_validate(result["winner"]["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return None
 
     # best.yaml has absolute paths, and a stage's model in its folder; result.json has the search recipe's names.

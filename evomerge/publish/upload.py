@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.checkpoint import TEMPLATES
-from evomerge.checkpoint.target import sync
+from evomerge.checkpoint import TEMPLATES, replace_text
 from evomerge.errors import EvomergeError, PublishError
 from evomerge.merge import checked_method, into_directory, open_recipe
 from evomerge.publish.card import card_files
 from evomerge.publish.checks import CARD, RECIPE, check_model, check_repo_id, read_card
 from evomerge.publish.licences import Licence, named
 from evomerge.publish.parents import folders_named, licence_of, parents
-from evomerge.recipe import Recipe
-from evomerge.study.recipe_files import BEST
+from evomerge.recipe import BEST, Recipe, is_run
 from evomerge.study.stages import MODEL
 
 
@@ -83,8 +81,7 @@ def publish(
     stated = None if licence is None else named(licence)
     if not dry_run:
         _check_token()
-    is_run = (source / BEST).is_file() and not (source / "config.json").exists()
-    folder = apply_winner(source) if is_run else source
+    folder = apply_winner(source) if is_run(source) else source
     names = check_model(folder)
     recipe = Recipe.load(folder / RECIPE) if RECIPE in names else None
     texts = _with_card(folder, recipe, CARD in names, repo_id.rpartition("/")[2], stated) if card else {}
@@ -114,7 +111,7 @@ def apply_winner(run: Path) -> Path:
     except EvomergeError:
         pass
     texts = card_files(recipe, run.resolve().name, run)
-    into_directory(open_recipe(path), folder, overwrite=True, needed=[path], texts=texts)
+    into_directory(open_recipe(recipe), folder, overwrite=True, needed=[path], texts=texts)
     return folder
 
 
@@ -147,13 +144,9 @@ def _with_card(
 
 def _write(path: Path, text: str) -> None:
     """Writes a file so that the old one stays until the new one is complete."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8", newline="")
-        sync(part)
-        part.replace(path)
+        replace_text(path, text)
     except OSError as fault:
-        part.unlink(missing_ok=True)
         raise PublishError(f"{path}: cannot be written: {fault.strerror or fault}; nothing was sent") from None
 
 

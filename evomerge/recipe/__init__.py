@@ -3,11 +3,12 @@
 from evomerge.recipe.document import Recipe, SearchSettings
 from evomerge.recipe.sources import LayerSource, Slice
 from evomerge.recipe.stacks import Mutations, StackHole, StackSearch
-from evomerge.recipe.staged import StagedRecipe, load, recipe_file
+from evomerge.recipe.staged import BEST, StagedRecipe, is_run, load, recipe_file
 from evomerge.recipe.tokens import ModelToken, TokenEntry, TokenizerSection, ZeroToken
 from evomerge.recipe.values import Filtered, Hole, Number, Value, gradient, is_choice, resolve
 
 __all__ = [
+    "BEST",
     "Filtered",
     "Hole",
     "LayerSource",
@@ -26,6 +27,7 @@ __all__ = [
     "ZeroToken",
     "gradient",
     "is_choice",
+    "is_run",
     "load",
     "recipe_file",
     "resolve",

@@ -100,6 +100,15 @@ def load(path: Path | str) -> Recipe | StagedRecipe:
     return StagedRecipe.checked(source) if staged else Recipe.checked(source)
 
 
+BEST = "best.yaml"
+"""The best recipe so far, in a run's folder."""
+
+
+def is_run(path: Path) -> bool:
+    """Returns whether `path` is the folder of a run that has scored a candidate, and not a model's."""
+    return os.path.isfile(path / BEST) and not os.path.exists(path / "config.json")
+
+
 def recipe_file(path: Path) -> Path:
     """Returns the recipe that `path` means: a run's folder stands for its best.yaml.
 
@@ -108,6 +117,6 @@ def recipe_file(path: Path) -> Path:
     """
     if not os.path.isdir(path):  # False for a name that is too long, where Path.is_dir raises
         return path
-    if (path / "best.yaml").is_file():
-        return path / "best.yaml"
-    raise RecipeError([f"{path}: is a folder without best.yaml; name a recipe, or a run that has scored a candidate"])
+    if (path / BEST).is_file():
+        return path / BEST
+    raise RecipeError([f"{path}: is a folder without {BEST}; name a recipe, or a run that has scored a candidate"])

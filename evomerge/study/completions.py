@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evomerge.checkpoint import read_object
+from evomerge.errors import CheckpointError
 from evomerge.study.record import write_atomically
 
 COMPLETIONS = "completions.json"
@@ -32,7 +34,6 @@ def keep_completions(folder: Path, model: str, texts: Mapping[str, Sequence[str]
 def completions(folder: Path) -> Completions:
     """Returns the completions in a run's folder; none where there is no such file, or it is not readable."""
     try:
-        found = json.loads((folder / COMPLETIONS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / COMPLETIONS)
+    except CheckpointError:
         return {}
-    return found if isinstance(found, dict) else {}

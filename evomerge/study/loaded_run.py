@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 
 from evomerge.errors import EvomergeError, StudyError
 from evomerge.merge import parents
-from evomerge.recipe import Recipe
-from evomerge.search import Outcome, State
+from evomerge.recipe import BEST, Recipe
+from evomerge.search import Outcome
 from evomerge.study.completions import Completions, completions
 from evomerge.study.objective import Objective, ranges_of
-from evomerge.study.record import RESULT, Trial, recorded, storage_of
+from evomerge.study.recipe_files import RECIPE
+from evomerge.study.record import Trial, read_result, recorded, storage_of
 from evomerge.study.runs import runs
-from evomerge.study.stages import stage_names
+from evomerge.study.stages import stage_names, study_name
 from evomerge.study.storage import DATABASE
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LoadedRun:
 
     def value(self, outcome: Outcome) -> float | None:
         """Returns the objective of an outcome; None if it failed."""
-        return None if outcome.state is State.FAILED else self.objective(outcome.means)
+        return self.objective.value(outcome)
 
     @property
     def candidates(self) -> tuple[Trial, ...]:
@@ -110,9 +110,9 @@ class LoadedRun:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the highest search score, the first of them; None where none was scored."""
+        """The trial with the highest search score, the first that was drawn; None where none was scored."""
         scored = [trial for trial in self.trials if trial.objective is not None]
-        return max(scored, key=lambda trial: (trial.objective, -trial.number), default=None)
+        return min(scored, key=lambda trial: trial.rank, default=None)
 
     @cached_property
     def best_recipe(self) -> Recipe | None:
@@ -121,7 +121,7 @@ class LoadedRun:
         if best is None:
             return None
         try:
-            return Recipe.load(self.folder / "best.yaml")
+            return Recipe.load(self.folder / BEST)
         except EvomergeError:
             return Recipe.model_validate(best.recipe)
 
@@ -218,7 +218,7 @@ def load_run(folder: Path | str, storage: str | None = None) -> LoadedRun:
         baselines={name: Outcome.from_data(data) for name, data in baselines.items()},
         holdout={name: Outcome.from_data(data) for name, data in holdout.items()},
         completions=completions(folder),
-        result=_result(folder) if attributes.get("holdout") == "done" else None,
+        result=(read_result(folder) or None) if attributes.get("holdout") == "done" else None,
         database=found.label,
         fingerprints={task: (one, two) for task, (one, two) in attributes["identity"]["tasks"].items()},
     )
@@ -228,27 +228,19 @@ def _with_record(folder: Path) -> tuple[Path, str | None]:
     """Returns the folder of a run's record, and the study's name in a database; of several stages, the last one's."""
     for stage in reversed(stage_names(folder) or []):
         if (folder / stage).is_dir():
-            return folder / stage, f"{folder.resolve().name}-{stage}"
+            return folder / stage, study_name(folder, stage)
     whole = folder.resolve()
-    return folder, f"{whole.parent.name}-{whole.name}" if whole.name in (stage_names(whole.parent) or []) else None
+    return folder, study_name(whole.parent, whole.name) if whole.name in (stage_names(whole.parent) or []) else None
 
 
 def _recipe(folder: Path, identity: Mapping[str, Any]) -> Recipe:
     """Returns the search recipe: of recipe.yaml, which finds models and tasks; without it, of the record."""
     recorded_recipe = Recipe.model_validate({**identity["recipe"], "search": identity["search"]})
     try:
-        written = Recipe.load(folder / "recipe.yaml")
+        written = Recipe.load(folder / RECIPE)
     except EvomergeError:
         return recorded_recipe
     return written if written.merge_only() == recorded_recipe.merge_only() else recorded_recipe
-
-
-def _result(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and "winner" in found else None
-    except (OSError, ValueError):
-        return None
 
 
 def _layers(recipe: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from evomerge.search import Outcome, State
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -25,6 +27,10 @@ class Objective:
             low, width = self._range(name)
             total += weight * ((means[name] - low) / width)
         return total / sum(self.weights.values())
+
+    def value(self, outcome: Outcome) -> float | None:
+        """Returns the objective of an outcome; None if it failed."""
+        return None if outcome.state is State.FAILED else self(outcome.means)
 
     @property
     def slopes(self) -> dict[str, float]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from evomerge.search import Outcome
 from evomerge.study.record import Trial
 
 
-class Observer(Protocol):
-    """Is notified of the progress of a search."""
+class Observer:
+    """Is notified of the progress of a search; a subclass overrides what it wants to know."""
 
     def loading(self, done: int, total: int) -> None:
         """`done` of `total` bytes of weights are read."""

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from evomerge.checkpoint import Reference
 from evomerge.errors import StudyError
-from evomerge.recipe import Recipe
+from evomerge.recipe import BEST, Recipe
 from evomerge.study.record import Trial, write_atomically
 
 RECIPE = "recipe.yaml"
-BEST = "best.yaml"
 
 _RECIPE_HEAD = "The recipe of this search."
 _BEST_HEAD = "The best merge of"

@@ -22,8 +22,8 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from evomerge.checkpoint import UNFINISHED
-from evomerge.errors import StudyError
+from evomerge.checkpoint import read_object, replace_text, unfinished
+from evomerge.errors import CheckpointError, StudyError
 from evomerge.search import Outcome, Proposal, State
 from evomerge.study.storage import DATABASE, Storage
 
@@ -69,6 +69,14 @@ class Trial:
     def objective(self) -> float | None:
         """The score, higher is better; None if it failed."""
         return self.outcome.score
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Sorts scored trials, the best first; ties in the order in which they were drawn.
+
+        That is not the order of the record, in which stacks are sorted: it must not choose between equal ones.
+        """
+        return -(self.objective or 0.0), self.proposal.id if self.proposal else -1
 
     @property
     def key(self) -> str:
@@ -145,13 +153,13 @@ class Record:
     def _open(self) -> None:
         place, path = self._place, self.folder / DATABASE
         try:
-            for left in self.folder.glob(partial(Path("*")).name):
+            for left in self.folder.glob(unfinished(Path("*")).name):
                 if left.is_file():  # `apply` writes models in folders of such names
                     left.unlink()
             if place.own and not path.exists():
                 # Making the tables takes many transactions: a database is complete before it has its name.
-                place.open(partial(path)).engine.dispose()
-                os.replace(partial(path), path)
+                place.open(unfinished(path)).engine.dispose()
+                os.replace(unfinished(path), path)
         except Exception as fault:
             raise StudyError(
                 f"{self._place.label}: cannot be made ({place.reason(fault)}); use another --run-dir"
@@ -320,31 +328,27 @@ def storage_of(folder: Path) -> str:
         return ""
 
 
-def partial(path: Path) -> Path:
-    """Returns where a file is written before it has its name; leftovers of a kill are found by this name."""
-    return path.with_name(f".{path.name}.{UNFINISHED}")
-
-
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: into a temporary file beside it, then one rename.
+    """Writes a file of a run whole or not at all.
 
     Raises:
         StudyError: it cannot be written.
     """
-    fresh = partial(path)
     try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        replace_text(path, text)
     except OSError as fault:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
         raise StudyError(
             f"{path}: cannot be written ({fault.strerror}); the record is safe: make room where the disk is full, and"
             " run the same command again to resume"
         ) from None
+
+
+def read_result(folder: Path) -> Mapping[str, Any]:
+    """Returns what a run's result.json holds; nothing where there is none, or something else under its name."""
+    try:
+        return read_object(folder / RESULT)
+    except CheckpointError:
+        return {}
 
 
 @contextlib.contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from evomerge.errors import StudyError
-from evomerge.study.record import RESULT, recorded, storage_of
+from evomerge.study.record import read_result, recorded, storage_of
 from evomerge.study.stages import stage_names
 from evomerge.study.storage import DATABASE
 
@@ -100,9 +99,9 @@ class _Result(NamedTuple):
 def _result(folder: Path) -> _Result | None:
     """Returns a run's result; None where there is none, or something else under its name."""
     try:
-        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        found = read_result(folder)
         return _Result(int(found["evaluations"]), float(found["winner"]["search"]), str(found["verdict"]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return None
 
 

@@ -10,9 +10,9 @@ from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.document import to_yaml
 from evomerge.errors import EvomergeError, RecipeError, StudyError
 from evomerge.merge import into_directory, open_models, open_recipe
-from evomerge.recipe import StagedRecipe, load
+from evomerge.recipe import BEST, StagedRecipe, load
 from evomerge.search import Outcome
-from evomerge.study.recipe_files import BEST, RECIPE, refuse_overwriting, write_recipe
+from evomerge.study.recipe_files import RECIPE, refuse_overwriting, write_recipe
 from evomerge.study.record import RESULT, write_atomically
 from evomerge.study.report_data import ReportData, conclude
 from evomerge.study.search_spec import SearchSpec, prepare
@@ -146,6 +146,11 @@ class Stages:
         if last:
             write_atomically(folder.parent / RESULT, (folder / RESULT).read_text(encoding="utf-8"))
         return report
+
+
+def study_name(folder: Path, stage: str) -> str:
+    """Returns the name of a stage's study in a database, of a run in `folder`."""
+    return f"{folder.resolve().name}-{stage}"
 
 
 def stage_names(folder: Path) -> list[str] | None:

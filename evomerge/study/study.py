@@ -27,7 +27,7 @@ from evomerge.study.completions import keep_completions
 from evomerge.study.identity import changes, environment, identity
 from evomerge.study.objective import Objective, ranges_of
 from evomerge.study.observer import Observer
-from evomerge.study.recipe_files import refuse_overwriting, write_best, write_recipe
+from evomerge.study.recipe_files import RECIPE, refuse_overwriting, write_best, write_recipe
 from evomerge.study.record import Record, Trial, recipe_key
 from evomerge.study.search_spec import SearchSpec
 from evomerge.study.spaces import sharing_order
@@ -105,7 +105,7 @@ class Study:
         kept = self.record.attribute("digests") or {}
         digests = dict(kept)
         now, here = identity(self.spec, digests), environment(device, self._dtype)
-        path = self.folder / "recipe.yaml"
+        path = self.folder / RECIPE
         if recorded is None:
             self.record.set_attribute("environment", here)
             self.record.set_attribute("identity", now)
@@ -267,8 +267,7 @@ class Study:
         if same:
             outcome = replace(same, seconds=dict.fromkeys(same.seconds, 0.0), prompt_tokens=0, new_tokens=0)
         else:
-            outcome = self.evaluate(merge, f"trial {number}", "search")
-            outcome = self._judged(outcome)
+            outcome = self._judged(self.evaluate(merge, f"trial {number}", "search"))
         recorded = proposal
         parameters = {}
         if proposal:
@@ -350,7 +349,7 @@ class Study:
 
     def value(self, outcome: Outcome) -> float | None:
         """Returns the objective of an outcome; None if it failed."""
-        return None if outcome.state is State.FAILED else self.objective(outcome.means)
+        return self.objective.value(outcome)
 
     @property
     def scored(self) -> list[Trial]:
@@ -360,20 +359,15 @@ class Study:
     def ranked(self) -> list[Trial]:
         """Returns the scored merges, best first, ties in the order in which they were drawn; each recipe once."""
         found: dict[str, Trial] = {}
-        for trial in sorted(self.scored, key=_rank):
+        for trial in sorted(self.scored, key=lambda trial: trial.rank):
             found.setdefault(trial.key, trial)
         return list(found.values())
 
     def best(self) -> Trial | None:
         """Returns the best merge so far; None if none was scored."""
-        return min(self.scored, key=_rank, default=None)
+        return min(self.scored, key=lambda trial: trial.rank, default=None)
 
     def _write_best(self) -> None:
         best = self.best()
         if best is not None:
             write_best(self.folder, best, self.spec.recipe.folders, self.spec.made)
-
-
-def _rank(trial: Trial) -> tuple[float, int]:
-    # By ids, not by numbers: how stacks are sorted must not choose between equal ones.
-    return -(trial.objective or 0.0), trial.proposal.id if trial.proposal else -1

@@ -14,7 +14,7 @@ from evomerge.merge import into_directory, open_recipe
 from evomerge.publish import apply_winner, card_files, publish
 from evomerge.recipe import Recipe
 from tests.hub import Hub
-from tests.study.search_case import search, search_stages, write_case, write_staged_case
+from tests.study.search_case import search, write_case, write_staged_case
 from tests.test_cli import evomerge
 from tests.tiny import tiny_checkpoint
 
@@ -78,7 +78,7 @@ def test_the_text_has_the_recipe_the_search_and_every_score(case: Path):
 
 
 def test_a_search_in_stages_has_the_licence_of_its_first_models_and_the_recipes_of_all_stages(tmp_path: Path, hub: Hub):
-    search_stages(write_staged_case(tmp_path, evaluations=4), tmp_path / "run")
+    search(write_staged_case(tmp_path, evaluations=4), tmp_path / "run")
     for name in ("base", "a", "b"):
         (tmp_path / name / "README.md").write_text(f"---\nlicense: {'mit' if name == 'b' else 'apache-2.0'}\n---\n")
     done = evomerge("publish", tmp_path / "run", "me/staged")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
+from safetensors.torch import load_file, save_file
 
-from evomerge.recipe import StagedRecipe, load
-from evomerge.study import ReportData, Stages, Study, Trial, conclude, prepare
+from evomerge import api
+from evomerge.recipe import Recipe
+from evomerge.study import Observer, ReportData, Trial
 from tests.tiny import tiny_checkpoint
 
 RECIPE = """\
@@ -98,21 +101,21 @@ def _tasks(text: str) -> str:
     return text[text.index("tasks:") : text.index("search: {optimizer")]
 
 
-class Watcher:
+def put_nan(model: Path) -> None:
+    """Makes the first element of a model's final norm NaN."""
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+class Watcher(Observer):
     """Keeps what it is told; `stop_at` interrupts the search as Ctrl-C would, when that trial is on record."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at = stop_at
         self.fresh: list[Trial] = []
         self.notes: list[str] = []
-
-    def loading(self, done, total): ...
-
-    def evaluating(self, what, stage): ...
-
-    def baseline(self, name, outcome, objective): ...
-
-    def holdout(self, name, done, total): ...
 
     def trial(self, trial, fresh):
         if fresh:
@@ -125,20 +128,7 @@ class Watcher:
 
 
 def search(
-    recipe: Path, folder: Path, watcher: Watcher | None = None, storage: str | None = None, **changes
+    recipe: Path | Recipe, folder: Path, watcher: Watcher | None = None, storage: str | None = None, **changes
 ) -> ReportData:
-    with Study(prepare(recipe, **changes), folder, "cpu", watcher or Watcher(), storage) as study:
-        study.run()
-        return conclude(study)
-
-
-def search_stages(recipe: Path, folder: Path, watcher: Watcher | None = None, **changes) -> ReportData:
-    document = load(recipe)
-    assert isinstance(document, StagedRecipe)
-    stages = Stages(document, **changes)
-    stages.open(folder)
-    for name in stages.names:
-        with Study(stages.prepare(name, folder), folder / name, "cpu", watcher or Watcher()) as study:
-            study.run()
-            report = stages.conclude(name, study)
-    return report
+    watching = nullcontext(watcher or Watcher())
+    return api.search(recipe, folder, device="cpu", storage=storage, watching=lambda _spec, _stage: watching, **changes)

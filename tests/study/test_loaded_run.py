@@ -10,7 +10,7 @@ import pytest
 from evomerge.errors import StudyError
 from evomerge.search import Outcome, State
 from evomerge.study import Record, load_run
-from tests.study.search_case import Watcher, search, search_stages, write_case, write_staged_case
+from tests.study.search_case import Watcher, search, write_case, write_staged_case
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,13 @@ def test_a_failed_candidate_has_no_scores_but_its_error(whole: Path):
     assert (row["state"], row["score"], row["error"]) == ("failed", None, "no memory")
 
 
+def test_of_equal_trials_the_best_is_the_one_that_was_drawn_first_as_in_best_yaml(whole: Path):
+    run = load_run(whole)
+    one, two = (replace(run.trials[i], proposal=replace(run.trials[i].proposal, id=3 - i)) for i in (1, 2))
+    two = replace(two, outcome=one.outcome)
+    assert replace(run, trials=(one, two)).best is two
+
+
 def test_objectives_of_a_normalized_search_are_those_of_its_result(tmp_path: Path):
     recipe = write_case(tmp_path, evaluations=1, settings=", normalize: true")
     search(recipe, tmp_path / "run")
@@ -85,7 +92,7 @@ def test_a_run_in_another_database_is_found_by_its_folder(case: Path, tmp_path: 
 
 
 def test_of_a_run_with_stages_the_last_one_is_read_and_any_by_its_folder(tmp_path: Path):
-    search_stages(write_staged_case(tmp_path, evaluations=4), tmp_path / "run")
+    search(write_staged_case(tmp_path, evaluations=4), tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert run.folder == tmp_path / "run" / "layers"
     assert run.recipe.stack_hole

@@ -12,7 +12,6 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from evomerge.api import evaluate
 from evomerge.errors import EvomergeError, RecipeError, StudyError
@@ -23,7 +22,14 @@ from evomerge.search import optimizers_for
 from evomerge.study import Record, Study, prepare, runs
 from scripts.check_kills import killed_search, run_state
 from tests.study.forked import Forked
-from tests.study.search_case import Watcher, search, search_stages, write_case, write_stack_case, write_staged_case
+from tests.study.search_case import (
+    Watcher,
+    put_nan,
+    search,
+    write_case,
+    write_stack_case,
+    write_staged_case,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole_stages(staged: Path) -> Path:
     """The folder of a finished search in stages."""
-    search_stages(staged, staged.parent / "whole")
+    search(staged, staged.parent / "whole")
     return staged.parent / "whole"
 
 
@@ -142,10 +148,7 @@ def test_a_search_ends_early_when_every_stack_is_evaluated(tmp_path: Path):
 
 def test_nan_weights_stop_a_search_for_stacks_before_it_begins(tmp_path: Path):
     recipe = write_stack_case(tmp_path)
-    file = tmp_path / "b" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.norm.weight"][0] = float("nan")
-    save_file(tensors, file, metadata={"format": "pt"})
+    put_nan(tmp_path / "b")
     with pytest.raises(EvomergeError, match=r"/b: model\.norm\.weight: .* not finite"):
         search(recipe, tmp_path / "run")
 
@@ -181,7 +184,7 @@ def test_kills_lose_nothing(kind: str, tmp_path: Path):
         search(recipe, tmp_path / "whole")
     else:
         recipe = write_staged_case(tmp_path, evaluations=20)
-        search_stages(recipe, tmp_path / "whole")
+        search(recipe, tmp_path / "whole")
     command = ("search", recipe, "--run-dir", tmp_path / "killed", "--device", "cpu")
     seen = killed_search(lambda: Forked(*command), tmp_path / "killed", 2, 0.3, random.Random(0))
     assert len(seen) == 2
@@ -197,8 +200,8 @@ def kill(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(kill)
-from tests.study.search_case import search_stages
-search_stages(Path(sys.argv[1]), Path(sys.argv[2]))
+from tests.study.search_case import search
+search(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -209,7 +212,7 @@ def test_a_winner_that_was_half_written_is_finished_by_the_same_command(staged: 
     assert not (folder / "weights" / "model").exists()
     assert list((folder / "weights").glob(".model.*"))
     assert [run.state for run in runs(folder)] == ["stopped", "finished"]
-    search_stages(staged, folder)
+    search(staged, folder)
     assert run_state(folder) == run_state(whole_stages)
 
 
@@ -224,8 +227,8 @@ def test_a_search_in_stages_that_was_stopped_is_resumed_in_either_stage(staged: 
 
     for watcher in (Watcher(3), Second()):
         with pytest.raises(KeyboardInterrupt):
-            search_stages(staged, folder, watcher)
-    search_stages(staged, folder)
+            search(staged, folder, watcher)
+    search(staged, folder)
     assert run_state(folder) == run_state(whole_stages)
 
 
@@ -257,7 +260,7 @@ def test_a_search_in_stages_is_one_run_with_one_verdict(staged: Path, whole_stag
 def test_an_extended_last_stage_keeps_the_first(staged: Path, whole_stages: Path):
     before = (whole_stages / "weights" / "model" / "model.safetensors").stat()
     watcher = Watcher()
-    report = search_stages(staged, whole_stages, watcher, evaluations=10)
+    report = search(staged, whole_stages, watcher, evaluations=10)
     assert len(watcher.fresh) == 2
     assert report.evaluations == 10
     after = (whole_stages / "weights" / "model" / "model.safetensors").stat()
@@ -268,11 +271,11 @@ def test_other_searches_in_the_folder_of_stages_are_refused(staged: Path, whole_
     recipe = write_staged_case(tmp_path)
     recipe.write_text(recipe.read_text().replace("weights", "numbers"))
     with pytest.raises(StudyError, match=r"holds a search with the stages weights, layers, not numbers, layers"):
-        search_stages(recipe, whole_stages)
+        search(recipe, whole_stages)
     plain = write_case(tmp_path / "plain") if (tmp_path / "plain").mkdir() is None else None
     search(plain, tmp_path / "run", evaluations=1)
     with pytest.raises(StudyError, match="holds a search without stages"):
-        search_stages(staged, tmp_path / "run")
+        search(staged, tmp_path / "run")
 
 
 def test_stages_are_studies_of_their_own_in_a_shared_database(staged: Path, tmp_path: Path):
@@ -290,7 +293,7 @@ def test_faults_of_all_stages_are_told_before_the_first_starts(tmp_path: Path):
     recipe = write_staged_case(tmp_path, hole=", scale: [0.5, 2]")
     recipe.write_text(recipe.read_text().replace("population: 4", "optimizer: genetics").replace("likely", "absent"))
     with pytest.raises(RecipeError) as caught:
-        search_stages(recipe, tmp_path / "run")
+        search(recipe, tmp_path / "run")
     text = str(caught.value)
     assert 'stages.layers.search.optimizer: there is no optimizer "genetics"; did you mean "genetic"?' in text
     assert text.count("absent.yaml") == 1

@@ -12,7 +12,6 @@ import optuna
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from evomerge.api import evaluate
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError, StudyError, TaskError
@@ -21,7 +20,7 @@ from evomerge.recipe import Recipe
 from evomerge.study import Record, SearchSpec, Study, conclude, prepare
 from scripts.check_kills import killed_search, run_state
 from tests.study.forked import Forked
-from tests.study.search_case import Watcher, search, write_case
+from tests.study.search_case import Watcher, put_nan, search, write_case
 
 
 def assert_written_winner_scores_what_was_recorded(spec: SearchSpec, folder: Path) -> None:
@@ -235,10 +234,7 @@ def test_a_search_in_which_everything_fails_stops(tmp_path: Path):
 
 def test_nan_weights_stop_the_search_before_it_begins(tmp_path: Path):
     recipe = write_case(tmp_path)
-    file = tmp_path / "a" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.norm.weight"][0] = float("nan")
-    save_file(tensors, file, metadata={"format": "pt"})
+    put_nan(tmp_path / "a")
     with pytest.raises(EvomergeError, match=r"model\.norm\.weight has 1 values that are NaN"):
         search(recipe, tmp_path / "run")
 
