@@ -158,6 +158,8 @@ def test_every_documented_command_that_needs_nothing_else_runs(tmp_path: Path, m
         assert not end.value.code, words
     assert os.listdir("merged")
     shutil.rmtree("merged")
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+    for page in ("README.md", "docs/python.md"):
+        shutil.rmtree("merged", ignore_errors=True)
+        (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
         exec(block.replace('"runs/quickstart")', '"runs/quickstart", evaluations=2)', 1), {})
-    assert os.listdir("merged")
+        assert os.listdir("merged")
