@@ -1,0 +1,40 @@
+"""Running a causal model of transformers on rows of token ids."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+
+class Forward:
+    """Runs a model with those of some arguments that it takes.
+
+    Args:
+        module: a causal language model of transformers.
+
+    Attributes:
+        module: the same.
+        device: where its inputs are.
+        cached: whether it takes a cache of keys and values.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.device = next(module.parameters()).device
+        self._accepted = inspect.signature(module.forward).parameters
+        self.cached = "past_key_values" in self._accepted
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Returns the model's output."""
+        optional = ("logits_to_keep", "position_ids", "past_key_values")
+        return self.module(**{k: v for k, v in inputs.items() if k in self._accepted or k not in optional})
+
+
+def padded(rows: Iterable[Sequence[int]], side: str) -> Tensor:
+    """Returns rows of token ids as one tensor, with zeros on the left or on the right of the shorter ones."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
