@@ -49,6 +49,10 @@ class EvaluationError(EvomergeError):
     """A candidate could not be scored, for instance because its logits are not finite."""
 
 
+class PluginError(EvomergeError):
+    """Another package's merge method, metric or optimizer cannot be used."""
+
+
 class StudyError(EvomergeError):
     """A run's folder cannot be used: it is locked, damaged, or holds another search."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evomerge.document import Location, suggestion
+from evomerge.document import Location
 from evomerge.errors import RecipeError
 from evomerge.merge.parameters import Levels, parameter_faults
 from evomerge.merge.side_files import chat_template_faults
@@ -57,9 +57,9 @@ def checked_method(recipe: Recipe) -> MergeMethod:
     Raises:
         RecipeError: with a line for every fault; nothing is read from any model.
     """
-    if recipe.merge_method not in METHODS:
-        near = suggestion(recipe.merge_method, METHODS)
-        raise RecipeError([recipe.fault(("merge_method",), f'there is no method "{recipe.merge_method}"{near}')])
+    fault = METHODS.fault(recipe.merge_method)
+    if fault:
+        raise RecipeError([recipe.fault(("merge_method",), fault)])
     chosen = METHODS[recipe.merge_method]
     faults = [*parameter_faults(recipe, chosen), *chat_template_faults(recipe)]
     for part in parts_of(recipe, chosen, depth=0):

@@ -6,9 +6,6 @@ methods follow from its declaration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from evomerge.methods.arcee_fusion import ARCEE_FUSION
 from evomerge.methods.iso_c import ISO_C
 from evomerge.methods.karcher import KARCHER
@@ -34,6 +31,7 @@ from evomerge.methods.task_arithmetic import (
 )
 from evomerge.methods.tsv import TSV
 from evomerge.methods.wudi import WUDI
+from evomerge.plugins import Table
 
 __all__ = [
     "KNOWN_PARAMETERS",
@@ -49,13 +47,16 @@ _TASK_VECTORS = (TASK_ARITHMETIC, TIES, DARE_LINEAR, DARE_TIES, DELLA, DELLA_LIN
 _ELEMENTS = (MODEL_STOCK, SCE, RAM, RAMPLUS_TL, NEARSWAP, ARCEE_FUSION)
 _MATRICES = (TSV, ISO_C, WUDI)
 
-METHODS: Mapping[str, MergeMethod] = MappingProxyType(
-    {method.name: method for method in (*_MEANS, *_TASK_VECTORS, *_ELEMENTS, *_MATRICES, PASSTHROUGH)}
+METHODS: Table[MergeMethod] = Table(
+    "evomerge.methods",
+    "merge method",
+    {method.name: method for method in (*_MEANS, *_TASK_VECTORS, *_ELEMENTS, *_MATRICES, PASSTHROUGH)},
+    valid=lambda found: isinstance(found, MergeMethod),
 )
-"""Every merge method by the name that recipes use."""
+"""Every merge method by the name that recipes use: evomerge's own, and those of other packages."""
 
 KNOWN_PARAMETERS: frozenset[str] = frozenset(
     # In mergekit int8_mask makes masks smaller and changes no number; recipes have it with any method.
-    {"int8_mask"} | {parameter.name for known in METHODS.values() for parameter in known.parameters}
+    {"int8_mask"} | {parameter.name for known in METHODS.own.values() for parameter in known.parameters}
 )
-"""The names of all parameters of all methods, which any recipe may have."""
+"""The names of all parameters of evomerge's methods, which any recipe may have."""

@@ -46,7 +46,7 @@ def card_files(recipe: Recipe, name: str, run: Path | None = None, licence: Lice
         _introduction(recipe, name, models),
         _found(result) if result else "",
         _scores(result) if result else "",
-        _reproduction(models),
+        _reproduction(recipe, models),
         _licences(models, resolved) if isinstance(resolved, Licence) else "",
     ]
     texts = {CARD: f"---\n{metadata}\n---\n\n" + "\n".join(part for part in body if part)}
@@ -101,7 +101,7 @@ def _metadata(recipe: Recipe, name: str, models: Sequence[Parent], licence: Lice
 
     bases = list(dict.fromkeys(base for one in models for base in one.bases))
     languages = list(dict.fromkeys(language for one in models for language in one.languages))
-    runs_in_mergekit = recipe.merge_method not in _OWN_METHODS and recipe.component is None
+    runs_in_mergekit = recipe.merge_method in METHODS.own.keys() - _OWN_METHODS and recipe.component is None
     stated = licence if isinstance(licence, Licence) else None
     data = ModelCardData(
         base_model=bases or None,
@@ -190,11 +190,15 @@ def _number(value: float | None) -> str:
     return "failed" if value is None else f"{value:.3f}"
 
 
-def _reproduction(models: Sequence[Parent]) -> str:
+def _reproduction(recipe: Recipe, models: Sequence[Parent]) -> str:
     text = (
         f"## How to reproduce it\n\nThe recipe is in [`{RECIPE}`]({RECIPE}). This makes the same weights, bit for bit,"
         f" from the same models:\n\n```console\nevomerge apply {RECIPE} merged\n```\n"
     )
+    package = METHODS.origin(recipe.merge_method)
+    if package:
+        method = f"`{recipe.merge_method}`"
+        text += f"\nThe method {method} is that of the package {_escaped(package)}, which must be installed.\n"
     local = local_names(models)
     if local:
         named = ", ".join(f"`{short}`" for short in local.values())

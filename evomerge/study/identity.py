@@ -32,6 +32,7 @@ def identity(spec: SearchSpec, kept: MutableMapping[str, str]) -> dict[str, Any]
         "search": spec.settings.model_dump(exclude={"evaluations"}),
         "models": {name: checkpoint.fingerprint(kept) for name, checkpoint in spec.checkpoints.items()},
         "tasks": {task.name: [task.fingerprint("search"), task.fingerprint("holdout")] for task in spec.tasks},
+        **({"plugins": spec.plugins} if spec.plugins else {}),
     }
     plain: dict[str, Any] = json.loads(json.dumps(data))
     return plain

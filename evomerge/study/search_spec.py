@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import torch
 
 from evomerge.checkpoint import Checkpoint
-from evomerge.document import suggestion
 from evomerge.errors import EvomergeError, MergeError, RecipeError, TaskError
 from evomerge.evaluation import Evaluator
 from evomerge.merge import Plan, Tier, WeightStore, checked_method, choose_tier, open_models, parents, plan
+from evomerge.methods import METHODS
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.runtime import ResidentRuntime, Runtime, StackRuntime, compute_dtype
-from evomerge.search import OPTIMIZERS, Dimension, IndicatorSpace, NumberSpace, StackSpace, optimizers_for
+from evomerge.search import Dimension, IndicatorSpace, NumberSpace, StackSpace, optimizers_for
 from evomerge.study.spaces import first_plan, space_of, whole_stack
 from evomerge.tasks import Task
 
@@ -74,6 +74,15 @@ class SearchSpec:
             return f"{len(self.dimensions)} numbers"
         scales = f", each with a scale from {stacks.scale[0]:g} to {stacks.scale[1]:g}" if stacks.scale else ""
         return f"stacks of {stacks.min_layers} to {stacks.max_layers} layers{scales}"
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """What other packages add to this search, by name: the package and its version."""
+        used = {
+            self.recipe.merge_method: METHODS.origin(self.recipe.merge_method),
+            self.settings.optimizer: optimizers_for(self.recipe).origin(self.settings.optimizer),
+        }
+        return {name: origin for name, origin in used.items() if origin}
 
     def parent_recipe(self, model: str) -> Recipe:
         """Returns the recipe of `model` alone, in the form and the dtype of the candidates."""
@@ -198,11 +207,9 @@ def prepare(
         )
     if not recipe.tasks:
         faults.append(recipe.fault((), 'nothing to score candidates on: add "tasks: [{task: FILE}]"'))
-    known = optimizers_for(recipe)
-    if settings.optimizer not in known:
-        which = f'"{settings.optimizer}"' + (" for such holes" if settings.optimizer in OPTIMIZERS else "")
-        message = f"there is no optimizer {which}{suggestion(settings.optimizer, known)}"
-        faults.append(recipe.fault(("search", "optimizer"), message))
+    fault = optimizers_for(recipe).fault(settings.optimizer)
+    if fault:
+        faults.append(recipe.fault(("search", "optimizer"), fault))
     _gather(faults, lambda: checked_method(recipe))
     tasks = _tasks(recipe, faults)
     checkpoints = _gather(faults, lambda: open_models(recipe, made or {}))

@@ -155,7 +155,7 @@ def test_nan_weights_stop_a_search_for_stacks_before_it_begins(tmp_path: Path):
 
 def test_an_optimizer_of_numbers_is_refused_for_stacks_in_any_order(tmp_path: Path):
     recipe = write_stack_case(tmp_path, settings=", optimizer: cma-es")
-    with pytest.raises(RecipeError, match=r'there is no optimizer "cma-es" for such holes; expected one of genetic'):
+    with pytest.raises(RecipeError, match=r'there is no optimizer of stacks "cma-es"; expected one of genetic'):
         prepare(recipe)
     assert "tpe" not in optimizers_for(Recipe.load(recipe))
 
@@ -295,7 +295,7 @@ def test_faults_of_all_stages_are_told_before_the_first_starts(tmp_path: Path):
     with pytest.raises(RecipeError) as caught:
         search(recipe, tmp_path / "run")
     text = str(caught.value)
-    assert 'stages.layers.search.optimizer: there is no optimizer "genetics"; did you mean "genetic"?' in text
+    assert 'stages.layers.search.optimizer: there is no optimizer of stacks "genetics"; did you mean "genetic"?' in text
     assert text.count("absent.yaml") == 1
     assert not (tmp_path / "run").exists()
 
