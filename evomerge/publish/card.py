@@ -14,7 +14,7 @@ from evomerge.publish.licences import Licence
 from evomerge.publish.parents import Parent, licence_of, parents
 from evomerge.recipe import Recipe
 from evomerge.report import drawing_of, to_svg
-from evomerge.report.names import short_names
+from evomerge.report.names import short_names, with_short_names
 from evomerge.study.record import MEAN, read_result
 from evomerge.study.stages import MODEL
 
@@ -141,10 +141,7 @@ def _found(result: Mapping[str, Any]) -> str:
     search = _search(result)
     how = f", with the optimizer `{search['optimizer']}` and seed {search['seed']}" if "seed" in search else ""
     failures = f", {result['failures']} of which failed" if result["failures"] else ""
-    verdict = result["verdict"]
-    names = [other["model"] for other in _others(result)]
-    for name, short in sorted(_shown(names).items(), key=lambda pair: -len(pair[0])):
-        verdict = verdict.replace(name, short)
+    verdict = with_short_names(result["verdict"], [other["model"] for other in _others(result)])
     lines = [
         f"- `{task['task']}`: `{task['metric']}`, {task['holdout_items']} held-out items, weight {task['weight']:g}"
         for task in search["tasks"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+
+MOST_HINTS = 400
+"""How many dots have hints: a page with very many elements is slow."""
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; some darker on white, lighter on black.
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5538c", "#8a6d00", "#3a93c7", "#5c5c5c", "#7a4fbf")
@@ -17,6 +21,7 @@ svg text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-
 svg .title { font-size: 17px; font-weight: 600 }
 svg .heading { font-weight: 600 }
 svg .soft { fill: var(--soft); font-size: 11px }
+svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 3px }
 svg .number { font-size: 11px; text-anchor: middle }
 svg .over { fill: var(--page) }
 .page { fill: var(--page) }
@@ -28,6 +33,7 @@ svg .over { fill: var(--page) }
 .again { fill: none; stroke: var(--ink) }
 .hatch { stroke: var(--heat); stroke-width: 2 }
 .dot { fill: var(--heat); fill-opacity: 0.45 }
+.dots { fill: none; stroke: var(--heat); stroke-opacity: 0.45; stroke-linecap: round }
 .best { fill: none; stroke: var(--m1); stroke-width: 2 }
 .chosen { fill: var(--m1) }
 .middle { fill: none; stroke: var(--heat); stroke-width: 1.5 }
@@ -103,6 +109,17 @@ class Canvas:
     def dot(self, x: float, y: float, radius: float, kind: str, *, hint: str = "") -> None:
         """Draws a dot."""
         self._add("circle", f'cx="{x:.2f}" cy="{y:.2f}" r="{radius:g}" class="{kind}"', hint)
+
+    def dots(self, points: Sequence[tuple[float, float]], radius: float, hints: Sequence[str]) -> None:
+        """Draws a dot for each candidate; where there are many, without hints, as a part of few elements."""
+        if len(points) <= MOST_HINTS:
+            for (x, y), hint in zip(points, hints, strict=True):
+                self.dot(x, y, radius, "dot", hint=hint)
+            return
+        # Several, as the dots of one element do not get darker where they overlap.
+        for first in range(0, len(points), 100):
+            path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points[first : first + 100])
+            self._parts.append(f'<path class="dots" stroke-width="{2 * radius:g}" d="{path}"/>')
 
     def line(self, kind: str, *points: tuple[float, float]) -> None:
         """Draws a line through points."""

@@ -157,17 +157,9 @@ def progress_chart(progress: Progress, level: tuple[str, float] | None, by_time:
     page.text((left + width) / 2, bottom + 34, unit if by_time else "evaluations", "soft", anchor="middle")
     if level and low <= level[1] <= high:
         page.line("level", (left, up.at(level[1])), (width, up.at(level[1])))
-        page.text(
-            width - 2,
-            up.at(level[1]) + (13 if up.at(level[1]) < bottom - 20 else -4),
-            shortened(level[0], 30),
-            "soft",
-            anchor="end",
-        )
     xs = [across.at(x / divisor) for x in x_values]
-    for x, score, name in zip(xs, progress.scores, progress.names, strict=True):
-        if np.isfinite(score):
-            page.dot(x, up.at(score), 2.6, "dot", hint=f"{name}: {score:.4f}")
+    known = [(x, s, name) for x, s, name in zip(xs, progress.scores, progress.names, strict=True) if np.isfinite(s)]
+    page.dots([(x, up.at(s)) for x, s, _ in known], 2.6, [f"{name}: {s:.4f}" for _, s, name in known])
     _line(page, "middle", xs, progress.middle, up)
     steps: list[tuple[float, float]] = []
     for x, score in zip(xs, progress.best, strict=True):
@@ -177,6 +169,9 @@ def progress_chart(progress: Progress, level: tuple[str, float] | None, by_time:
             steps.append((x, up.at(score)))
     if steps:
         page.line("best", *steps)
+    if level and low <= level[1] <= high:
+        y = up.at(level[1])
+        page.text(width - 2, y + (13 if y < bottom - 20 else -4), shortened(level[0], 30), "soft halo", anchor="end")
     page.y = bottom + 42
     if below:
         page.y += 12
@@ -223,8 +218,8 @@ def relation_chart(relation: Relation, scores: _Floats, best: float | None, widt
     _frame(page, across, up, (left, width, bottom), few=True)
     if best is not None:
         page.line("level", (across.at(best), top), (across.at(best), bottom))
-    for value, score in zip(relation.values, scores, strict=True):
-        page.dot(across.at(value), up.at(score), 2.4, "dot", hint=f"{value:g}: {score:.4f}")
+    pairs = list(zip(relation.values, scores, strict=True))
+    page.dots([(across.at(value), up.at(score)) for value, score in pairs], 2.4, [f"{v:g}: {s:.4f}" for v, s in pairs])
     page.y = bottom + 22
     return page
 

@@ -84,18 +84,18 @@ def drawing_of(recipe: Recipe) -> Drawing:
             panels.append((f"{where}{printable(heat.parameter)}", heat))
     merged = [models[names.index(name)] for name in recipe.parents()]
     drawn = {panel.parameter for _, panel in panels if isinstance(panel, HeatMap)}
-    facts = _facts(recipe, drawn)
+    facts = _facts(recipe, dict(zip(names, models, strict=True)), drawn)
     if not panels:
         facts = (*facts, "no number differs by model or layer")
     return Drawing(f"{printable(recipe.merge_method)} of {', '.join(merged)}", facts, models, tuple(panels))
 
 
-def _facts(recipe: Recipe, drawn: Set[str]) -> tuple[str, ...]:
+def _facts(recipe: Recipe, models: Mapping[str, str], drawn: Set[str]) -> tuple[str, ...]:
     facts = []
     if recipe.base_model is not None:
-        facts.append(f"base model: {recipe.base_model}")
+        facts.append(f"base model: {models[recipe.base_model]}")
     if recipe.component is not None:
-        facts.append(f"the language model of {recipe.component.language_of}")
+        facts.append(f"the language model of {models[recipe.component.language_of]}")
     given = {name: value for name, value in recipe.parameters.items() if name not in drawn}
     plain = [f"{name} {_plain(value)}" for name, value in given.items() if isinstance(value, int | float)]
     if plain:

@@ -12,10 +12,22 @@ def printable(text: str) -> str:
 
 
 def short_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the last part of each model's name, or all of it where several end alike."""
-    last = {name: name.rstrip("/").rpartition("/")[2] or name for name in names}
-    counts = Counter(last.values())
-    return tuple(printable(last[name] if counts[last[name]] == 1 else name) for name in names)
+    """Returns the last part of each model's name, or as many of its last parts as no other name ends with."""
+    parts = {name: name.rstrip("/").split("/") for name in names}
+    counts = Counter("/".join(own[-size:]) for own in parts.values() for size in range(1, len(own) + 1))
+
+    def short(own: list[str]) -> str:
+        ends = ("/".join(own[-size:]) for size in range(1, len(own) + 1))
+        return next((end for end in ends if counts[end] == 1), "/".join(own))
+
+    return tuple(printable(short(parts[name])) for name in names)
+
+
+def with_short_names(text: str, names: Sequence[str]) -> str:
+    """Returns text with the short names of models in place of their names."""
+    for name, short in sorted(zip(names, short_names(names), strict=True), key=lambda pair: -len(pair[0])):
+        text = text.replace(name, short)
+    return text
 
 
 def shortened(text: str, size: int) -> str:

@@ -26,7 +26,7 @@ from evomerge.report.findings import (
     spent,
     standings,
 )
-from evomerge.report.names import printable, shortened
+from evomerge.report.names import printable, shortened, with_short_names
 from evomerge.report.svg import picture
 from evomerge.study import LoadedRun
 from evomerge.tasks import Item
@@ -45,7 +45,7 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 _STYLE = """
 * { box-sizing: border-box }
 html { color-scheme: light dark; background: var(--page); color: var(--ink); -webkit-text-size-adjust: 100% }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; max-width: 1160px;
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; max-width: 940px;
   margin: 0 auto; padding: 20px 16px 48px; overflow-wrap: anywhere }
 h1 { font-size: 22px; line-height: 1.25; margin: 0 0 2px }
 h2 { font-size: 17px; margin: 34px 0 8px; padding-top: 14px; border-top: 1px solid var(--line) }
@@ -65,15 +65,16 @@ svg .strong { font-weight: 600 }
 figure { margin: 0; min-width: 0 }
 .charts { display: grid; gap: 18px 26px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)) }
 .charts svg { width: 100%; max-width: 560px }
+svg.wide { width: 100% }
 .small { display: grid; gap: 16px 14px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
 .small svg { width: 100% }
 .narrow { display: none; width: 100%; max-width: 520px }
 @media screen and (max-width: 760px) { svg.wide { display: none } svg.narrow { display: block } }
 .table { overflow-x: auto }
 table { border-collapse: collapse; font-size: 14px }
-th, td { text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top }
+th, td { text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { font-weight: 600; color: var(--soft); font-size: 13px }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 details { margin-top: 8px }
 summary { cursor: pointer }
 details.item { margin: 0 }
@@ -148,7 +149,9 @@ def _head(run: LoadedRun, title: str) -> Iterator[str]:
     )
     if run.result is not None:
         kind = "beaten" if run.result.get("beaten") else "not"
-        yield f'<p class="verdict {kind}">{escape(str(run.result["verdict"]))}</p>'
+        others = [*run.baselines, *(other["model"] for other in run.result.get("others", ()))]
+        verdict = with_short_names(str(run.result["verdict"]), others)
+        yield f'<p class="verdict {kind}">{escape(verdict)}</p>'
         return
     best, parent = run.best, best_parent(run)
     of = f" of {settings.evaluations:,}" if settings.evaluations >= done else ""

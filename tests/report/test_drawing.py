@@ -12,6 +12,7 @@ from evomerge.recipe import Recipe, StagedRecipe, load
 from evomerge.report import Drawing, drawing_of, to_svg, to_text
 from evomerge.report.drawing import Choice
 from evomerge.report.heat import HeatMap
+from evomerge.report.names import short_names
 from evomerge.report.path import StackPath
 
 ROOT = Path(__file__).parent.parent.parent
@@ -228,10 +229,23 @@ def test_a_search_for_slices_shows_what_it_may_choose(tmp_path: Path, monkeypatc
     assert len(ET.fromstring(to_svg(draw(HOLE))).findall(f".//{SVG}rect[@class='m1']")) == 1 + 6
 
 
-def test_models_that_end_alike_keep_their_whole_names():
-    text = "merge_method: linear\nmodels: [{model: one/m}, {model: two/m}, {model: two/n}]\n"
+def test_models_that_end_alike_keep_as_much_of_their_paths_as_tells_them_apart():
+    text = "merge_method: linear\nmodels: [{model: /home/me/one/m}, {model: /home/me/two/m}, {model: two/n}]\n"
     assert draw(text).models == ("one/m", "two/m", "n")
     assert draw(text).facts == ("no number differs by model or layer",)
+    assert short_names(["m", "x/m"]) == ("m", "x/m")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "base_model: /home/me/base\nmodels: [{model: /home/me/m, parameters: {weight: 1}}]",
+        "component: {language_of: /home/me/base}\nmodels: [{model: /home/me/m, parameters: {weight: 1}}]",
+        "models: [{model: /home/me/a/m, parameters: {weight: 1}}, {model: /home/me/b/m, parameters: {weight: 1}}]",
+    ],
+)
+def test_a_picture_which_is_published_shows_no_paths_of_this_machine(more: str):
+    assert "/home/me" not in to_svg(draw(f"merge_method: task_arithmetic\n{more}\n"))
 
 
 @pytest.mark.parametrize("text", [TIES, STACK, HOLE])
