@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from evomerge.document import Location, shown
-from evomerge.metrics import number_in
-from evomerge.tasks.spec import AnySpec, ChoiceSpec
+from evomerge.metrics import METRICS
+from evomerge.tasks.spec import AnySpec, ChoiceSpec, GenerateSpec
 from evomerge.tasks.templates import TemplateError
 
 
@@ -82,8 +82,11 @@ def make_example(spec: AnySpec, row: Mapping[str, Any], index: int, few_shot: bo
     target = _made(template.render, row, location)
     if not target.strip():
         raise RowFault(location, "is empty")
-    if spec.metric == "last_number" and not few_shot and number_in(target) is None:
-        raise RowFault(location, f"{shown(target)} has no number, which last_number compares")
+    if isinstance(spec, GenerateSpec) and not few_shot:
+        try:
+            METRICS[spec.metric.name].check_target(target, spec.metric.option)
+        except ValueError as fault:
+            raise RowFault(location, str(fault)) from None
     return Example(index, prompt, system, target)
 
 
