@@ -271,7 +271,7 @@ def evaluate(
     where = compute_device(device)
     store = WeightStore(made.layout.checkpoints, "disk", where, reused=False)
     runtime = ResidentRuntime(made, store, device, compute_dtype(made.layout, where, dtype))
-    evaluator = Evaluator(opened, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size)
+    evaluator = Evaluator(opened, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size, runtime.processor)
     items = {split: evaluator.items(split) for split in splits}  # before the weights: their faults cost no time
     started = time.perf_counter()
     loaded = runtime.load(made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
+import io
 import json
 import os
 import signal
@@ -21,10 +22,12 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from evomerge.errors import EvaluationError, TaskError
 from evomerge.tasks import Task, templates
 from evomerge.tasks.data import read_rows, shuffled
+from evomerge.tasks.pictures import pictures_in
 from evomerge.tasks.templates import Template, TemplateError
 
 GENERATE = """\
@@ -86,7 +89,7 @@ def test_generate_items_hold_prompt_and_target_of_the_rows_asked_for(tmp_path):
     assert [item.target for item in items] == [f"It is {2 * i}" for i in range(2, 6)]
     assert [item.prompt for item in one.items("holdout")] == [f"Q: {i} + {i}?\nA:" for i in range(6, 10)]
     assert {(item.messages, item.choices, item.answer) for item in items} == {((), (), -1)}
-    assert (one.name, one.type, one.metric, one.option, one.chat) == ("task", "generate", "last_number", None, False)
+    assert (one.name, one.type, one.metric, one.pattern, one.chat) == ("task", "generate", "last_number", None, False)
 
 
 def test_few_shot_examples_stand_before_each_prompt(tmp_path):
@@ -191,7 +194,7 @@ def test_completions_end_at_the_first_stop_and_are_scored_by_the_metric(tmp_path
     assert exact.metric == "exact_match"
     assert exact.score_completion(item, " It is 4\nX and more") == 1.0
     pattern = task(tmp_path, GENERATE.replace("last_number", r"{regex: '(It is \d+)'}"))
-    assert (pattern.metric, pattern.option) == ("regex", r"(It is \d+)")
+    assert (pattern.metric, pattern.pattern) == ("regex", r"(It is \d+)")
     assert pattern.score_completion(item, "I say: It is 4!") == 1.0
 
 
@@ -330,17 +333,8 @@ system: x
         (("last_number", "{regex: '(a'}"), (":5: metric", "not a regular expression", "position 0")),
         (("last_number", "{regex: '(a)(b)'}"), (":5: metric", "2 groups")),
         (("last_number", "{regex: '(?R)'}"), (":5: metric", "not a regular expression")),
-        (("last_number", "{regx: 'a'}"), (':5: metric: no metric of completions is called "regx"', 'mean "regex"')),
-        (("last_number", "{regex: [a]}"), (":5: metric: regex: ", "needs a pattern, as text")),
-        (("last_number", "{regex:}"), (":5: metric: regex: ", "needs a pattern, as text")),
-        (("last_number", "{last_number: strict}"), (":5: metric: last_number: ", "no rule 'strict'; expected sakana")),
-        (("last_number", "{exact_match: true}"), (":5: metric: exact_match: ", "takes no option")),
-        (("last_number", "{f1: ja, json: a}"), (":5: metric: expected a name, or {NAME: OPTION}",)),
-        (("last_number", "3"), (":5: metric: expected a name, or {NAME: OPTION}, found 3",)),
-        (("last_number", "{json: name}"), (":5: metric: json: expected a list of keys",)),
-        (("last_number", "{rouge_l: [ja]}"), (":5: metric: rouge_l: words cannot be divided for ['ja']",)),
-        (("last_number", "accuracy"), ('metric: no metric of completions is called "accuracy"', "one of contains,")),
-        (("last_number", "json"), (":4: target: row 2 (from 0)", "'It is 4' is not JSON", "| tojson")),
+        (("last_number", "{regx: 'a'}"), ('unknown key "regx"', 'did you mean "regex"')),
+        (("last_number", "accuracy"), (":5: metric: expected 'exact_match'", "found 'accuracy'")),
         (("{{ answer }}", "{{ answer | uper }}"), (":4: target", "No filter named 'uper'", 'did you mean "upper"')),
         (("{{ answer }}", "{% include 'x' %}"), (":4: target", "may not use include")),
         (("{{ answer }}", ""), (":4: target: is empty; write a template",)),
@@ -811,3 +805,77 @@ def test_a_lone_expression_keeps_its_value(value):
 def test_a_field_may_have_any_name():
     row = {"result": [1], "row": [2], "self": [3], "loop": [4]}
     assert [Template(f"{{{{ {name} }}}}").value(row) for name in ("result", "loop", "row['self']")] == [[1], [4], [3]]
+
+
+SEEN = """\
+type: generate
+data: rows.jsonl
+images: [picture]
+chat: true
+prompt: "{{ q }}"
+target: "{{ a }}"
+splits: {search: [0, 1], holdout: [1, 2]}
+"""
+
+
+def png(colour: int) -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (4, 3), (colour, 0, 0)).save(written, format="PNG")
+    return written.getvalue()
+
+
+def test_images_are_read_from_files_bytes_and_lists(tmp_path: Path):
+    (tmp_path / "one.png").write_bytes(png(1))
+    rows = [{"q": "what?", "a": "x", "picture": value} for value in ("one.png", ["one.png", "one.png"])]
+    made = task(tmp_path, SEEN, rows)
+    made.check()  # The same question about other pictures is another question.
+    (one,), (two,) = made.items("search"), made.items("holdout")
+    assert [picture.data for picture in one.pictures] == [png(1)]
+    assert one.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "what?"}]
+    assert [part["type"] for part in two.messages[0]["content"]] == ["image", "image", "text"]
+    assert (one.question, str(one)) == ("what?", "'what?'")
+    assert two.pictures[0].opened().getpixel((0, 0)) == (1, 0, 0)
+    # As data sets on the Hub have them, and as Parquet files of them do.
+    table = pyarrow.table({"q": ["what?"] * 2, "a": ["x"] * 2, "picture": [{"bytes": png(n)} for n in (1, 2)]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    (tmp_path / "task.yaml").write_text(SEEN.replace("rows.jsonl", "rows.parquet"))
+    stored = Task.load(tmp_path / "task.yaml")
+    assert stored.items("search")[0].key == one.key
+    assert stored.fingerprint("holdout") != made.fingerprint("holdout")
+
+
+def test_images_of_a_data_set_are_taken_as_they_are_opened():
+    (found,) = pictures_in(Image.new("RGB", (2, 2), (7, 8, 9)), Path())
+    assert found.opened().getpixel((1, 1)) == (7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        (SEEN.replace("chat: true", "chat: false"), "one.png", "task.yaml:3: images: needs a chat"),
+        (
+            SEEN.replace("[picture]", "[pictur]"),
+            "one.png",
+            'images: row 0 (from 0) of rows.jsonl: there is no column "pictur"',
+        ),
+        (SEEN.replace("[picture]", "[]"), "one.png", "task.yaml:3: images"),
+        (SEEN.replace("type: generate", "type: perplexity"), "one.png", "images: is for tasks of type generate or"),
+        (SEEN, "two.png", "picture: two.png: cannot be read: no such file"),
+        (SEEN, ".", "picture: .: cannot be read: no such file"),
+        (SEEN, "rows.jsonl", "picture: rows.jsonl: not an image that can be decoded"),
+        (SEEN, 5, "picture: expected an image (a file's path, or its bytes), found int"),
+        (SEEN, [], "picture: has no image"),
+        (SEEN.replace("{{ q }}", "{{ q }} {{ picture }}"), "one.png", "prompt"),
+    ],
+)
+def test_what_is_wrong_with_images_is_said(tmp_path: Path, text: str, value: object, expected: str):
+    (tmp_path / "one.png").write_bytes(png(1))
+    with pytest.raises(TaskError) as caught:
+        task(tmp_path, text, [{"q": str(i), "a": "x", "picture": value} for i in range(2)]).check()
+    assert expected in str(caught.value)
+
+
+def test_the_same_question_about_the_same_image_is_in_one_split_only(tmp_path: Path):
+    (tmp_path / "one.png").write_bytes(png(1))
+    with pytest.raises(TaskError, match="holdout"):
+        task(tmp_path, SEEN, [{"q": "what?", "a": "x", "picture": "one.png"}] * 2).check()

@@ -196,3 +196,65 @@ def tiny_checkpoint(
     if tokenizer:
         tiny_tokenizer(extra_tokens=extra_tokens, chat_template=chat_template).save_pretrained(folder)
     return folder
+
+
+SIGHT = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+"""The tokens of images that `seeing_checkpoint` adds."""
+
+_PLACES = {
+    "llava": "<|image_pad|>",
+    "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "gemma3": "<|vision_start|>",
+}
+
+
+def seeing_checkpoint(folder: Path, seed: int = 0, kind: str = "llava", **changes: Any) -> Path:
+    """Writes a tiny model of text and images with its image processor and a chat template; returns its folder."""
+    from transformers import (
+        CLIPImageProcessorPil,
+        Gemma3ImageProcessorPil,
+        Gemma3Processor,
+        LlavaProcessor,
+        Qwen2VLImageProcessorPil,
+    )
+
+    first = VOCABULARY
+    tokenizer = tiny_tokenizer(extra_tokens=SIGHT)
+    place = _PLACES[kind]
+    template = (
+        "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{place}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tiny_checkpoint(folder, seed, kind, tokenizer=False, scale=0.2, vocab_size=VOCABULARY + len(SIGHT), **changes)
+    config = json.loads((folder / "config.json").read_text())
+    ids = {"image_token_id": first, "vision_start_token_id": first + 1, "vision_end_token_id": first + 2}
+    ids |= {"image_token_index": first, "boi_token_index": first + 1, "eoi_token_index": first + 2}
+    config |= {key: value for key, value in ids.items() if key in config} | {"video_token_id": first + 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    size = {"size": {"height": 8, "width": 8}, "crop_size": {"height": 8, "width": 8}}
+    if kind == "llava":
+        part = CLIPImageProcessorPil(**size)
+        sizes = {"patch_size": 4, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+        processor = LlavaProcessor(part, tokenizer, image_token=SIGHT[0], **sizes)
+    elif kind == "gemma3":
+        names = {"image_token": SIGHT[0], "boi_token": SIGHT[1], "eoi_token": SIGHT[2]}
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer,
+            pad_token="<pad>",
+            bos_token="<s>",
+            eos_token="</s>",
+            extra_special_tokens=names,
+        )
+        processor = Gemma3Processor(Gemma3ImageProcessorPil(size=size["size"]), tokenizer, image_seq_length=4)
+    else:
+        part = Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, temporal_patch_size=1, min_pixels=64, max_pixels=256
+        )
+        processor = part  # Its processor's part for videos needs torchvision.
+    if kind != "qwen2_vl":
+        processor.chat_template = template
+    tokenizer.chat_template = template
+    processor.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

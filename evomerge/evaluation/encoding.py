@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import CheckpointError, TaskError
-from evomerge.runtime import GenerationRequest, LikelihoodRequest
+from evomerge.runtime import GenerationRequest, Images, LikelihoodRequest
 from evomerge.tasks import Item, Task, render_chat
 
 
@@ -25,7 +25,12 @@ class Encoded:
 
 
 def encode(
-    task: Task, items: Sequence[Item], tokenizer: Any, max_length: int | None, vocabulary_size: int
+    task: Task,
+    items: Sequence[Item],
+    tokenizer: Any,
+    max_length: int | None,
+    vocabulary_size: int,
+    processor: Callable[[], Any] = lambda: None,
 ) -> list[Encoded]:
     """Returns the items of a split with their requests.
 
@@ -35,13 +40,15 @@ def encode(
         tokenizer: a tokenizer of transformers.
         max_length: the most tokens that the model takes; None where it has no limit.
         vocabulary_size: the token ids that the model knows.
+        processor: loads the model's processor of images; called where an item has some.
 
     Raises:
         TaskError: the task needs a chat template and the tokenizer has none, or it fails; or an item is too long or
             empty.
-        CheckpointError: the tokenizer is not the model's.
+        CheckpointError: the tokenizer is not the model's, or the model takes no images.
     """
-    if task.chat and not tokenizer.chat_template:
+    loaded = processor() if any(item.pictures for item in items) else None
+    if task.chat and not (tokenizer.chat_template or getattr(loaded, "chat_template", None)):
         raise TaskError(
             [
                 f'{task.path}: chat is true, but the tokenizer "{tokenizer.name_or_path}" has no chat template;'
@@ -51,10 +58,15 @@ def encode(
     found = []
     for index, item in enumerate(items):
         requests: list[Any] = []
+        text = _text(task, item, tokenizer, loaded)
+        seen = _seen(task, item, text, loaded) if item.pictures else None
         for continuation in {"generate": ("",), "multiple_choice": item.choices}.get(task.type, (item.target,)):
-            prompt, target = _split(task, item, continuation, tokenizer)
-            generation = GenerationRequest(prompt, task.max_new_tokens, task.stop)
-            request = generation if task.type == "generate" else LikelihoodRequest(prompt, target)
+            prompt, target, dropped = _split(text, continuation, tokenizer, special=not task.chat)
+            images = None
+            if seen:
+                prompt, images = _without_last(*seen, dropped)
+            generation = GenerationRequest(prompt, task.max_new_tokens, task.stop, images)
+            request = generation if task.type == "generate" else LikelihoodRequest(prompt, target, images)
             fault = ""
             if not prompt:
                 fault = "has an empty prompt, and the tokenizer adds no first token to it"
@@ -75,28 +87,66 @@ def encode(
     return found
 
 
-def _split(task: Task, item: Item, continuation: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the token ids of the prompt and of its continuation.
+def _text(task: Task, item: Item, tokenizer: Any, processor: Any) -> str:
+    """Returns the text of an item's prompt."""
+    if not task.chat:
+        return item.prompt
+    try:
+        template = getattr(processor, "chat_template", None) or tokenizer.get_chat_template()
+        # Not by the tokenizer: the template comes with a checkpoint, and transformers bounds no time or memory.
+        return render_chat(template, item.messages, tokenizer.special_tokens_map)
+    except ValueError as fault:  # also for a tokenizer with several templates and no default
+        raise TaskError(
+            [
+                f"{task.path}: chat is true, but the chat template of {tokenizer.name_or_path} fails for the"
+                f' item {item}: {fault}; set chat: false, or another "chat_template" in the recipe'
+            ]
+        ) from None
+
+
+def _seen(task: Task, item: Item, text: str, processor: Any) -> tuple[tuple[int, ...], Images]:
+    """Returns the token ids of a prompt with images, and the images."""
+    try:
+        made = processor(
+            text=[text],
+            images=[picture.opened() for picture in item.pictures],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+    # Processors raise errors of many kinds.
+    except Exception as fault:
+        raise TaskError(
+            [
+                f"{task.path}: the model's image processor fails for the item {item}: {fault}; has its chat template a"
+                f" place for each of the {len(item.pictures)} images?"
+            ]
+        ) from None
+    inputs = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
+    return tuple(made["input_ids"][0].tolist()), Images(tuple(picture.key for picture in item.pictures), inputs)
+
+
+def _without_last(prompt: tuple[int, ...], images: Images, count: int) -> tuple[tuple[int, ...], Images]:
+    """Returns a prompt and its images without the last tokens, which are text."""
+    kept = prompt[: len(prompt) - count]
+    inputs = {
+        name: value[:, : len(kept)] if value.shape == (1, len(prompt)) else value
+        for name, value in images.inputs.items()
+    }
+    return kept, Images(images.key, inputs)
+
+
+def _split(
+    prompt: str, continuation: str, tokenizer: Any, special: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Returns the token ids of a prompt and its continuation, and how many the prompt alone had more.
 
     Both are tokenized as one text, since a tokenizer may join a space with the word that follows it.
     """
-    prompt = item.prompt
-    if task.chat:
-        try:
-            # Not by the tokenizer: the template comes with a checkpoint, and transformers bounds no time or memory.
-            prompt = render_chat(tokenizer.get_chat_template(), item.messages, tokenizer.special_tokens_map)
-        except ValueError as fault:  # also for a tokenizer with several templates and no default
-            raise TaskError(
-                [
-                    f"{task.path}: chat is true, but the chat template of {tokenizer.name_or_path} fails for the"
-                    f' item {item}: {fault}; set chat: false, or another "chat_template" in the recipe'
-                ]
-            ) from None
     # A chat template writes the special tokens itself.
     texts = prompt, prompt + continuation
-    head, whole = (tokenizer(text, add_special_tokens=not task.chat)["input_ids"] for text in texts)
+    head, whole = (tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts)
     if not continuation:
-        return tuple(head), ()
+        return tuple(head), (), 0
     # A tokenizer that ends every text with a special token would put it between the two.
     if head and whole and head[-1] == whole[-1] == tokenizer.eos_token_id:
         head, whole = head[:-1], whole[:-1]
@@ -104,4 +154,4 @@ def _split(task: Task, item: Item, continuation: str, tokenizer: Any) -> tuple[t
     while shared < len(head) and shared < len(whole) and head[shared] == whole[shared]:
         shared += 1
     shared = min(shared, len(whole) - 1)
-    return tuple(whole[:shared]), tuple(whole[shared:])
+    return tuple(whole[:shared]), tuple(whole[shared:]), len(head) - shared

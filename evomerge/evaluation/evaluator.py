@@ -86,11 +86,19 @@ class Evaluator:
         tokenizer: transformers' tokenizer of all the models.
         max_length: the most tokens that a model takes; None where it has no limit.
         vocabulary_size: the token ids that the models know.
+        processor: loads their processor of images, see `Runtime.processor`; called where a task shows some.
     """
 
-    def __init__(self, tasks: Sequence[Task], tokenizer: Any, max_length: int | None, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        tokenizer: Any,
+        max_length: int | None,
+        vocabulary_size: int,
+        processor: Callable[[], Any] = lambda: None,
+    ) -> None:
         self.tasks = tuple(tasks)
-        self._tokens = tokenizer, max_length, vocabulary_size
+        self._tokens = tokenizer, max_length, vocabulary_size, processor
         self._encoded: dict[Split, dict[ItemId, Encoded]] = {}
 
     def items(self, split: Split) -> tuple[ItemId, ...]:

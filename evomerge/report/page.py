@@ -317,7 +317,7 @@ def _change(change: Change, found: Changes, mark: str) -> Iterator[str]:
 
 def _question(item: Item) -> str:
     """Returns what an item asks: the last turn of a chat, or the end of a prompt."""
-    text = str(item.messages[-1]["content"]) if item.messages else item.prompt
+    text = item.question
     return text.rpartition("\n\n")[2] or text
 
 

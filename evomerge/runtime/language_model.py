@@ -11,6 +11,7 @@ from torch import nn
 from evomerge.runtime.budget import Budget
 from evomerge.runtime.forward import Forward
 from evomerge.runtime.generation import Generation
+from evomerge.runtime.images import ImageReader
 from evomerge.runtime.likelihoods import Likelihoods
 from evomerge.runtime.protocol import GenerationRequest, LikelihoodRequest, TokenCounts
 
@@ -19,7 +20,7 @@ class TorchLanguageModel:
     """A `LanguageModel` that runs a module; the module's weights may change between calls.
 
     Args:
-        module: a causal language model of transformers.
+        module: a causal language model of transformers, or a model of text and images.
         tokenizer: its tokenizer; completions are decoded with it.
         stop_ids: tokens that end a completion.
     """
@@ -28,11 +29,12 @@ class TorchLanguageModel:
         forward, budget = Forward(module), Budget(module)
         self._likelihoods = Likelihoods(forward, budget)
         self._generation = Generation(forward, budget, tokenizer, stop_ids)
+        self._images = ImageReader(module, tokenizer, stop_ids, budget)
 
     @property
     def tokens(self) -> TokenCounts:
         """All tokens that were run so far."""
-        return self._likelihoods.tokens + self._generation.tokens
+        return self._likelihoods.tokens + self._generation.tokens + self._images.tokens
 
     @torch.inference_mode()
     def loglikelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
@@ -41,7 +43,8 @@ class TorchLanguageModel:
         Raises:
             EvaluationError: the logits are not finite, or a single request does not fit in memory.
         """
-        return self._likelihoods(requests)
+        seeing = any(request.images for request in requests)
+        return self._images.loglikelihoods(requests) if seeing else self._likelihoods(requests)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[str]:
@@ -50,4 +53,5 @@ class TorchLanguageModel:
         Raises:
             EvaluationError: the logits are not finite, or a single request does not fit in memory.
         """
-        return self._generation(requests)
+        seeing = any(request.images for request in requests)
+        return self._images.generate(requests) if seeing else self._generation(requests)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from evomerge.merge import Plan
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the model's processor makes of a prompt's images.
+
+    Attributes:
+        key: equal for equal inputs.
+        inputs: the model's further inputs by name: float pixels, and what describes each token of the prompt,
+            (1, tokens of the prompt).
+    """
+
+    key: tuple[str, ...]
+    inputs: Mapping[str, Tensor] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -16,10 +32,12 @@ class LikelihoodRequest:
     Attributes:
         prompt: token ids of the prompt, at least one.
         target: token ids of the continuation, at least one.
+        images: those of the prompt, if it has any.
     """
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
+    images: Images | None = None
 
     @property
     def length(self) -> int:
@@ -40,11 +58,13 @@ class GenerationRequest:
         prompt: token ids of the prompt, at least one.
         max_new_tokens: the most tokens that are generated, at least 1.
         stop: texts that end a completion and are not part of it.
+        images: those of the prompt, if it has any.
     """
 
     prompt: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...]
+    images: Images | None = None
 
     @property
     def length(self) -> int:
@@ -110,6 +130,13 @@ class Runtime(Protocol):
     tokenizer: Any
     max_length: int | None
     vocabulary_size: int
+
+    def processor(self) -> Any:
+        """Returns transformers' processor of the models' images, with the runtime's tokenizer.
+
+        Raises:
+            CheckpointError: the models take no images, or their processor cannot be loaded.
+        """
 
     def load(self, plan: Plan) -> LanguageModel:
         """Returns the plan's model. It replaces the models that were returned before.

@@ -10,6 +10,7 @@ from evomerge.architecture import LanguagePart
 from evomerge.checkpoint import read_object
 from evomerge.errors import CheckpointError
 from evomerge.merge import Plan, WeightStore, chat_template
+from evomerge.runtime.images import load_processor
 from evomerge.runtime.language_model import TorchLanguageModel
 from evomerge.runtime.live import LiveModel
 from evomerge.runtime.protocol import LanguageModel
@@ -38,10 +39,15 @@ class ResidentRuntime:
         self._device = device
         self._dtype = dtype
         self._resident: dict[_Shape, tuple[LiveModel, TorchLanguageModel]] = {}
+        self._first = first
         self.tokenizer: Any = None
         model: Any = self._made(first)[0].model
         self.max_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.vocabulary_size = len(model.get_input_embeddings().weight)
+
+    def processor(self) -> Any:
+        """See `Runtime`."""
+        return load_processor(self._first, self.tokenizer)
 
     def load(self, plan: Plan) -> LanguageModel:
         """Returns the plan's model, see `Runtime`."""

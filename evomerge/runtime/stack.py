@@ -14,6 +14,7 @@ from evomerge.errors import ArchitectureError
 from evomerge.merge import Plan, compute_device
 from evomerge.runtime.blocks import Block, ForwardPass, Layer, LayerRuns, Parent, adopt, paths_of
 from evomerge.runtime.by_reference import Stack, stack_of
+from evomerge.runtime.images import load_processor
 from evomerge.runtime.language_model import TorchLanguageModel
 from evomerge.runtime.live import skeleton
 from evomerge.runtime.placement import places
@@ -57,6 +58,11 @@ class StackRuntime:
         self.max_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.vocabulary_size = len(model.get_input_embeddings().weight)
         self.tokenizer = load_tokenizer(first)
+        self._first = first
+
+    def processor(self) -> Any:
+        """See `Runtime`."""
+        return load_processor(self._first, self.tokenizer)
 
     @property
     def layer_runs(self) -> LayerRuns:

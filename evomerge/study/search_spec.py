@@ -140,7 +140,9 @@ class SearchSpec:
                 runtime = StackRuntime(self.first, device, dtype)
         else:
             runtime = ResidentRuntime(self.first, store, device, dtype)
-        evaluator = Evaluator(self.tasks, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size)
+        evaluator = Evaluator(
+            self.tasks, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size, runtime.processor
+        )
         evaluator.items("search")
         evaluator.items("holdout")
         return runtime, evaluator

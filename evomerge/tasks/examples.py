@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
-from evomerge.document import Location, shown
-from evomerge.metrics import METRICS
-from evomerge.tasks.spec import AnySpec, ChoiceSpec, GenerateSpec
+from evomerge.document import Location, shown, suggestion
+from evomerge.metrics import number_in
+from evomerge.tasks.pictures import Picture, pictures_in
+from evomerge.tasks.spec import AnySpec, ChoiceSpec, PerplexitySpec
 from evomerge.tasks.templates import TemplateError
 
 
@@ -23,6 +25,7 @@ class Example:
         target: the right answer as text; for multiple choice the right choice.
         choices: multiple choice only.
         answer: the index of the right choice, -1 for the other types.
+        pictures: what the model sees, in order.
     """
 
     row: int
@@ -31,6 +34,7 @@ class Example:
     target: str
     choices: tuple[str, ...] = ()
     answer: int = -1
+    pictures: tuple[Picture, ...] = ()
 
     def question(self, kind: str) -> tuple[str, ...]:
         """Returns what identifies the question: equal for two rows that ask the same.
@@ -39,6 +43,7 @@ class Example:
         target belongs to the question there; elsewhere it does not.
         """
         parts = [self.prompt, *sorted(self.choices)] + ([self.target] if kind == "perplexity" else [])
+        parts += [picture.key for picture in self.pictures]
         return tuple(" ".join(part.split()) for part in parts)
 
 
@@ -56,7 +61,7 @@ class RowFault(Exception):
         self.message = message
 
 
-def make_example(spec: AnySpec, row: Mapping[str, Any], index: int, few_shot: bool) -> Example:
+def make_example(spec: AnySpec, row: Mapping[str, Any], index: int, few_shot: bool, folder: Path) -> Example:
     """Returns the example that `row` makes.
 
     Args:
@@ -64,10 +69,15 @@ def make_example(spec: AnySpec, row: Mapping[str, Any], index: int, few_shot: bo
         row: the fields.
         index: the row's index in its data.
         few_shot: whether it is a solved example before the prompts.
+        folder: where the paths of its images begin.
 
     Raises:
         RowFault: a template cannot be rendered, or its result makes no sense.
     """
+    columns = () if isinstance(spec, PerplexitySpec) else spec.images or ()
+    pictures = tuple(picture for column in columns for picture in _seen(row, column, folder))
+    # Templates have no use for an image's bytes, which would be sent to the process that renders them.
+    row = {key: value for key, value in row.items() if key not in columns}
     prompt = _made(spec.prompt.render, row, ("prompt",)) if spec.prompt else ""
     system = _made(spec.system.render, row, ("system",)) if spec.system else ""
     if not prompt.strip() and spec.type != "perplexity":
@@ -75,19 +85,25 @@ def make_example(spec: AnySpec, row: Mapping[str, Any], index: int, few_shot: bo
     if isinstance(spec, ChoiceSpec):
         choices = _choices(spec, row)
         answer = _answer(_made(spec.answer.value, row, ("answer",)), choices)
-        return Example(index, prompt, system, choices[answer], choices, answer)
+        return Example(index, prompt, system, choices[answer], choices, answer, pictures)
     template, location = spec.target, cast(Location, ("target",))
     if few_shot and spec.few_shot and spec.few_shot.target:
         template, location = spec.few_shot.target, ("few_shot", "target")
     target = _made(template.render, row, location)
     if not target.strip():
         raise RowFault(location, "is empty")
-    if isinstance(spec, GenerateSpec) and not few_shot:
-        try:
-            METRICS[spec.metric.name].check_target(target, spec.metric.option)
-        except ValueError as fault:
-            raise RowFault(location, str(fault)) from None
-    return Example(index, prompt, system, target)
+    if spec.metric == "last_number" and not few_shot and number_in(target) is None:
+        raise RowFault(location, f"{shown(target)} has no number, which last_number compares")
+    return Example(index, prompt, system, target, pictures=pictures)
+
+
+def _seen(row: Mapping[str, Any], column: str, folder: Path) -> tuple[Picture, ...]:
+    if column not in row:
+        raise RowFault(("images",), f'there is no column "{column}"{suggestion(column, row)}')
+    try:
+        return pictures_in(row[column], folder)
+    except ValueError as fault:
+        raise RowFault(("images",), f"{column}: {fault}") from None
 
 
 def _choices(spec: ChoiceSpec, row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import regex
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -28,9 +29,19 @@ from pydantic import (
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import TaskError
-from evomerge.metrics import METRICS
 from evomerge.tasks.data import SUFFIXES, is_hub_id, is_local
 from evomerge.tasks.templates import Template
+
+
+def _pattern(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+        regex.compile(text)  # which bounds the time of a search; a task may not use its extensions
+    except (re.error, regex.error, RecursionError, OverflowError) as fault:
+        raise ValueError(f"not a regular expression: {fault}") from None
+    if groups > 1:
+        raise ValueError(f"{groups} groups; one group may contain the answer; write (?:...) for the others")
+    return text
 
 
 def _rows(rows: tuple[int, int]) -> tuple[int, int]:
@@ -53,6 +64,11 @@ def _column(text: Any) -> Any:
 Index = Annotated[StrictInt, Field(ge=0)]
 Rows = Annotated[tuple[Index, Index], AfterValidator(_rows)]
 FilledTemplate = Annotated[Template, BeforeValidator(_filled)]
+Columns = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
 
 
 class DataSpec(Strict):
@@ -121,32 +137,10 @@ class FewShotSpec(SplitSpec):
         return self
 
 
-class MetricSpec(Strict):
-    """A metric of completions: its name, or ``{NAME: OPTION}``."""
+class RegexSpec(Strict):
+    """A metric that is a regular expression."""
 
-    name: str
-    option: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, dict) and len(value) == 1:
-            return {"name": next(iter(value)), "option": next(iter(value.values()))}
-        raise ValueError(f"expected a name, or {{NAME: OPTION}}, found {document.shown(value)}")
-
-    @model_validator(mode="after")
-    def _known(self) -> MetricSpec:
-        if self.name not in METRICS:
-            raise ValueError(
-                f'no metric of completions is called "{self.name}"{document.suggestion(self.name, METRICS)}'
-            )
-        try:
-            METRICS[self.name].check_option(self.option)
-        except ValueError as fault:
-            raise ValueError(f"{self.name}: {fault}") from None
-        return self
+    regex: Annotated[str, AfterValidator(_pattern)]
 
 
 class TaskSpec(Strict):
@@ -167,7 +161,12 @@ class GenerateSpec(TaskSpec):
 
     prompt: FilledTemplate
     target: FilledTemplate
-    metric: MetricSpec = Field(default_factory=lambda: MetricSpec.model_validate("exact_match"))
+    metric: Annotated[
+        Annotated[Literal["exact_match", "last_number"], Tag("a name")] | Annotated[RegexSpec, Tag("a pattern")],
+        # Told apart here, or pydantic would report the faults of both.
+        Discriminator(lambda value: "a pattern" if isinstance(value, dict | RegexSpec) else "a name"),
+    ] = "exact_match"
+    images: Columns | None = None
     max_new_tokens: Annotated[StrictInt, Field(ge=1, le=131_072)] = 256
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]],
@@ -185,6 +184,7 @@ class ChoiceSpec(TaskSpec):
         BeforeValidator(_column),
     ]
     answer: Annotated[Template, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+    images: Columns | None = None
     metric: Literal["accuracy", "accuracy_norm"] = "accuracy"
 
 
@@ -249,6 +249,9 @@ def across(source: Source) -> Iterator[str]:
     raw = source.data
     if raw.get("system") is not None and raw.get("chat") is not True:
         yield source.fault(("system",), 'needs a chat; add "chat: true", or move the text into the prompt')
+    if raw.get("images") is not None and raw.get("chat") is not True:
+        text = 'needs a chat; add "chat: true": the model\'s chat template says where its images are'
+        yield source.fault(("images",), text)
     splits = raw.get("splits") if isinstance(raw.get("splits"), dict) else {}
     parts: dict[Location, Any] = {("splits", name): splits.get(name) for name in ("search", "holdout")}
     parts["few_shot",] = shots = raw.get("few_shot")

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from evomerge import document
+from evomerge import document, metrics
 from evomerge.document import Location, Source
 from evomerge.errors import EvaluationError, TaskError
-from evomerge.metrics import METRICS, PATTERN_SECONDS
 from evomerge.tasks import data as data_files
 from evomerge.tasks.examples import Example, RowFault, make_example
-from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, SplitSpec, read_spec
+from evomerge.tasks.pictures import Picture
+from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, RegexSpec, SplitSpec, read_spec
 
 TaskType = Literal["generate", "multiple_choice", "perplexity"]
 Split = Literal["search", "holdout"]
@@ -43,19 +43,28 @@ class Item:
         target: the right answer; "" for multiple choice.
         choices: the texts to choose from; multiple choice only.
         answer: the index of the right choice; -1 for the other types.
+        pictures: what the model sees, in the order of the turns' images. The content of every turn is then a list of
+            parts, as chat templates for images expect.
     """
 
     key: str
     prompt: str
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     target: str
     choices: tuple[str, ...]
     answer: int
+    pictures: tuple[Picture, ...] = ()
 
     def __str__(self) -> str:
         """Returns what messages call it: the end of its question, after the few-shot examples."""
-        asked = (self.messages[-1]["content"] if self.messages else self.prompt) or self.target
+        asked = self.question or self.target
         return repr(asked if len(asked) <= 60 else f"...{asked[-57:]}")
+
+    @property
+    def question(self) -> str:
+        """The prompt; of a chat, the text of its last turn."""
+        content = self.messages[-1]["content"] if self.messages else self.prompt
+        return str(content if isinstance(content, str) else content[-1]["text"])
 
 
 class Task:
@@ -70,10 +79,10 @@ class Task:
         chat: whether the prompts are chats, for the tokenizer's chat template.
         max_new_tokens: the maximum length of a completion; 0 if nothing is generated.
         stop: texts that end a completion.
-        metric: for ``generate`` a name in `METRICS`; ``accuracy``, ``accuracy_norm`` (log-likelihood divided by the
-            choice's characters, see `metrics.choice_length`); ``nll_per_token`` (nats), ``bits_per_byte`` (of the
-            target in UTF-8).
-        option: the metric's option; None where the file gives none.
+        pattern: the regular expression of the metric ``regex``, else None.
+        metric: ``exact_match``, ``last_number``, ``regex``; ``accuracy``, ``accuracy_norm`` (log-likelihood
+            divided by the choice's characters, see `metrics.choice_length`); ``nll_per_token`` (nats),
+            ``bits_per_byte`` (of the target in UTF-8).
     """
 
     def __init__(self, path: Path, spec: AnySpec, source: Source) -> None:
@@ -84,8 +93,8 @@ class Task:
         self.chat = spec.chat
         self.max_new_tokens = spec.max_new_tokens if isinstance(spec, GenerateSpec) else 0
         self.stop = tuple(spec.stop) if isinstance(spec, GenerateSpec) else ()
-        self.metric: str = spec.metric.name if isinstance(spec, GenerateSpec) else spec.metric
-        self.option = spec.metric.option if isinstance(spec, GenerateSpec) else None
+        self.pattern = spec.metric.regex if isinstance(spec.metric, RegexSpec) else None
+        self.metric = "regex" if isinstance(spec.metric, RegexSpec) else spec.metric
         self._spec = spec
         self._source = source
         self._parts: dict[Location, SplitSpec] = {
@@ -156,15 +165,18 @@ class Task:
             raise TaskError([f"{self.path}: a {self.type} task scores log-likelihoods, not completions"])
         for stop in self.stop:
             completion = completion.partition(stop)[0]
-        try:
-            return METRICS[self.metric].score(completion, item.target, self.option)
-        except TimeoutError:
-            fault = (
-                f"the pattern {self.option!r} searches for more than {PATTERN_SECONDS:g} s in what the model wrote for"
-                f" the item {item}; write it so that a text can match in one way only: no repetition inside a"
-                " repetition, such as (a+)+"
-            )
-            raise EvaluationError(self._source.fault(("metric", "regex"), fault)) from None
+        if self.pattern is not None:
+            try:
+                return metrics.regex_match(completion, item.target, self.pattern)
+            except TimeoutError:
+                fault = (
+                    f"the pattern {self.pattern!r} searches for more than {metrics.PATTERN_SECONDS:g} s in what the"
+                    f" model wrote for the item {item}; write it so that a text can match in one way only: no"
+                    " repetition inside a repetition, such as (a+)+"
+                )
+                raise EvaluationError(self._source.fault(("metric", "regex"), fault)) from None
+        compare = metrics.last_number if self.metric == "last_number" else metrics.exact_match
+        return compare(completion, item.target)
 
     def fingerprint(self, split: Split) -> str:
         """Returns a hash, in hex, of the split's items and of every setting that a score depends on.
@@ -174,7 +186,7 @@ class Task:
         Raises:
             TaskError: as `items`.
         """
-        settings = [_RULES, self.type, self.metric, self.option, self.chat, self.max_new_tokens, list(self.stop)]
+        settings = [_RULES, self.type, self.metric, self.pattern, self.chat, self.max_new_tokens, list(self.stop)]
         return _hash([settings, [item.key for item in self.items(split)]])
 
     def _data(self, location: Location) -> DataSpec:
@@ -208,7 +220,7 @@ class Task:
         faults: dict[tuple[Location, str], list[int]] = {}
         for index in data_files.shuffled(len(rows), self._spec.shuffle)[start:end]:
             try:
-                examples.append(make_example(self._spec, rows[index], index, few_shot=location == _FEW_SHOT))
+                examples.append(self._example(location, rows[index], index))
             except RowFault as fault:
                 # A wrong template fails on every row with the same message: it is reported once, with a count.
                 faults.setdefault((fault.location, fault.message), []).append(index)
@@ -219,6 +231,10 @@ class Task:
                 lines.append(self._source.fault(key, f"row {indices[0]} (from 0) of {path}: {message}{more}"))
             raise TaskError(lines)
         return examples
+
+    def _example(self, location: Location, row: data_files.Row, index: int) -> Example:
+        file = self.path.parent / self._data(location).path
+        return make_example(self._spec, row, index, few_shot=location == _FEW_SHOT, folder=file.parent)
 
     def _key(self, location: Location, key: str) -> Location | None:
         """Returns the location of a key of a part, or None if the part does not have it."""
@@ -252,14 +268,18 @@ class Task:
         )
 
     def _item(self, example: Example, shots: Sequence[Example]) -> Item:
-        prompt, blanks, messages = "", "", []
+        prompt, blanks = "", ""
+        messages: list[dict[str, Any]] = []
+        pictures = tuple(picture for one in (*shots, example) for picture in one.pictures)
         if self.chat:
             if example.system:
-                messages.append({"role": "system", "content": example.system})
+                messages.append(_turn("system", example.system))
             for shot in shots:
-                messages.append({"role": "user", "content": shot.prompt})
-                messages.append({"role": "assistant", "content": shot.target})
-            messages.append({"role": "user", "content": example.prompt})
+                messages.append(_turn("user", shot.prompt, shot.pictures))
+                messages.append(_turn("assistant", shot.target))
+            messages.append(_turn("user", example.prompt, example.pictures))
+            if not pictures:
+                messages = [{**turn, "content": turn["content"][0]["text"]} for turn in messages]
         else:
             separator = self._spec.few_shot.separator if self._spec.few_shot else ""
             whole = separator.join([*(shot.prompt + shot.target for shot in shots), example.prompt])
@@ -269,8 +289,14 @@ class Task:
         if self.type == "perplexity":
             target = blanks + target
         choices = tuple(blanks + choice for choice in example.choices)
-        key = _hash([self.type, prompt, messages, target, choices, example.answer])
-        return Item(key, prompt, tuple(messages), target, choices, example.answer)
+        seen = [[picture.key for picture in pictures]] if pictures else []
+        key = _hash([self.type, prompt, messages, target, choices, example.answer, *seen])
+        return Item(key, prompt, tuple(messages), target, choices, example.answer, pictures)
+
+
+def _turn(role: str, text: str, pictures: Sequence[Picture] = ()) -> dict[str, Any]:
+    images = [{"type": "image"} for _ in pictures]
+    return {"role": role, "content": [*images, {"type": "text", "text": text}]}
 
 
 def _hash(value: Any) -> str:

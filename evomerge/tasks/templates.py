@@ -73,14 +73,14 @@ class Template:
         return _WORKER.ask(self.text, "value", {**row, "row": row})
 
 
-def render_chat(template: str, messages: Iterable[Mapping[str, str]], tokens: Mapping[str, Any]) -> str:
+def render_chat(template: str, messages: Iterable[Mapping[str, Any]], tokens: Mapping[str, Any]) -> str:
     """Returns a conversation as a checkpoint's chat template writes it, up to the assistant's next answer.
 
     It is what transformers' ``apply_chat_template`` gives, except that ``strftime_now`` always gives 1 January 2026.
 
     Args:
         template: Jinja text.
-        messages: the turns, each with ``role`` and ``content``.
+        messages: the turns, each with ``role`` and ``content``: a text, or a list of parts.
         tokens: the tokenizer's special tokens by their names, such as ``bos_token``.
 
     Raises:
