@@ -1,7 +1,8 @@
-"""How completions are scored, and above all how numbers are read."""
+"""How answers are scored, and above all how numbers are read."""
 
 from __future__ import annotations
 
+import sys
 import time
 from decimal import Decimal
 
@@ -9,13 +10,69 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.metrics import accuracy, choice_length, exact_match, last_number, number_in, regex_match
+from evomerge.metrics import (
+    METRICS,
+    accuracy,
+    choice_length,
+    contains,
+    exact_match,
+    f1,
+    json_match,
+    last_number,
+    number_in,
+    regex_match,
+    rouge_l,
+    words,
+)
+
+# The table of metrics
+
+EXAMPLES = {
+    # name: option, target, a right completion, a wrong one, a target that no completion can match
+    "exact_match": (None, "Paris", " Paris\n", "paris", None),
+    "contains": (None, "Paris", "It is PARIS, I think.", "It is Rome.", None),
+    "regex": (r"is (\w+)", "Paris", "It is Paris.", "It was Paris.", None),
+    "last_number": (None, "18", "2 x 9 = 18.", "18 - 9 = 9", "eighteen"),
+    "json": (["a"], '{"a": 1, "b": 2}', '{"b": 0, "a": 1.0}', '{"a": 2, "b": 2}', '{"b": 2}'),
+    "f1": (None, "the red house", "A house: red!", "green", "The!"),
+    "rouge_l": ("ja", "赤い家です", "赤い 家です", "緑", " "),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_tells_right_from_wrong_and_refuses_what_it_cannot_use(name):
+    option, target, right, wrong, impossible = EXAMPLES[name]
+    metric = METRICS[name]
+    metric.check_option(option)
+    metric.check_target(target, option)
+    assert metric.score(right, target, option) == 1.0
+    assert metric.score(wrong, target, option) == 0.0
+    assert metric.score("", target, option) == 0.0
+    with pytest.raises(ValueError, match=r"takes no|needs|expected"):
+        metric.check_option(7)
+    if impossible is not None:
+        with pytest.raises(ValueError, match=r"has no|is not JSON"):
+            metric.check_target(impossible, option)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@settings(deadline=None, max_examples=30)
+@given(completion=st.text())
+def test_every_metric_scores_any_text_from_0_to_1(name, completion):
+    option, target, *_ = EXAMPLES[name]
+    assert 0.0 <= METRICS[name].score(completion, target, option) <= 1.0
+
+
+# Text
 
 
 def test_exact_match_ignores_white_space_around_and_nothing_else():
     assert exact_match(" Paris\n", "Paris") == 1.0
     assert exact_match("paris", "Paris") == 0.0
     assert exact_match("Paris.", "Paris") == 0.0
+
+
+# Numbers
 
 
 @pytest.mark.parametrize(
@@ -102,6 +159,28 @@ def test_last_numbers_are_compared_as_numbers():
     assert last_number("no idea", "none either") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("completion", "target", "ours", "theirs"),
+    [
+        ("the answer is 18.", "18", 1.0, 1.0),
+        ("x = 18.50", "18.5", 1.0, 1.0),
+        ("答えは１８です", "18", 1.0, 1.0),
+        (".5", "0.5", 1.0, 1.0),
+        ("it costs 1,234", "1,234", 1.0, 0.0),
+        ("it costs 1,234", "234", 0.0, 1.0),
+        ("x = -5", "5", 0.0, 1.0),
+        ("x = -5", "-5", 1.0, 0.0),
+        ("1.234.567", "1234567", 1.0, 0.0),
+        ("2e3", "2000", 1.0, 0.0),
+        ("no idea", "18", 0.0, 0.0),
+        ("", "18", 0.0, 0.0),
+    ],
+)
+def test_the_rule_of_sakanas_evaluation_reads_digits_and_a_point_alone(completion, target, ours, theirs):
+    assert last_number(completion, target) == ours
+    assert last_number(completion, target, "sakana") == theirs
+
+
 def grouped(value: Decimal, separator: str) -> str:
     return f"{value:,f}".replace(",", separator)
 
@@ -162,6 +241,9 @@ def test_long_texts_are_read_in_linear_time(text):
     assert time.thread_time() - start < 2
 
 
+# Choices
+
+
 @pytest.mark.parametrize(
     ("likelihoods", "answer", "score"),
     [
@@ -184,6 +266,9 @@ def test_a_choice_is_as_long_as_lm_eval_says(choice, length):
     assert choice_length(choice) == length
 
 
+# Patterns
+
+
 def test_regex_compares_the_group_with_the_target():
     assert regex_match("The answer is Paris, I think", "Paris", r"answer is (\w+)") == 1.0
     assert regex_match("The answer is Rome", "Paris", r"answer is (\w+)") == 0.0
@@ -200,3 +285,99 @@ def test_regex_compares_numbers_as_numbers_only_where_both_are_nothing_else():
     assert regex_match("answer is 5", "-5", r"answer is (\S+)") == 0.0
     assert regex_match("answer is 3x", "3", r"answer is (\S+)") == 0.0
     assert regex_match("answer is 3-4", "4", r"answer is (\S+)") == 0.0
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    ("completion", "score"),
+    [
+        ('{"a": [1, true], "b": "x"}', 1.0),
+        ('{"b": "x", "a": [1.0, true]}', 1.0),
+        ('Sure! Here it is:\n```json\n{"a": [1, true], "b": "x"}\n```\n{"a": 2}', 1.0),
+        ('a {b} [c] {"a": [1, true], "b": "x"}', 1.0),
+        ('{"a": [1, 1], "b": "x"}', 0.0),
+        ('{"a": [1, true], "b": "x", "c": null}', 0.0),
+        ('{"a": [1], "b": "x"}', 0.0),
+        ('{"a": [1, true], "b": "x"', 0.0),
+        ('[{"a": [1, true], "b": "x"}]', 0.0),
+        ("", 0.0),
+        ("[" * 100_000, 0.0),
+        ("[1," * 30_000, 0.0),
+    ],
+)
+def test_json_is_compared_by_value(completion, score):
+    start = time.thread_time()
+    assert json_match(completion, '{"a": [1, true], "b": "x"}') == score
+    assert time.thread_time() - start < 2
+
+
+def test_json_may_be_compared_by_some_keys_alone():
+    target = '{"name": "Ann", "age": 3, "note": "x"}'
+    assert json_match('{"name": "Ann", "age": 3}', target, ["name", "age"]) == 1.0
+    assert json_match('{"name": "Ann"}', target, ["name", "age"]) == 0.0
+    assert json_match('["name", "age"]', target, ["name", "age"]) == 0.0
+
+
+def test_json_may_be_a_plain_value():
+    assert json_match(" 1.50 ", "1.5") == 1.0
+    assert json_match("true", "1") == 0.0
+    assert json_match('"a"', '"a"') == 1.0
+    assert json_match("NaN", "null") == 0.0
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("target", "completion", "score"),
+    [  # of the package rouge-score 0.1.2
+        ("the cat sat on the mat", "the cat is on the mat", 0.8333333333333334),
+        ("Police killed the gunman.", "police kill the gunman", 0.75),
+        ("a b c d e f g", "g a x b c, f D", 0.5714285714285714),
+        ("It's 3.5 km", "its 3 5 km", 0.6666666666666665),
+        ("x", "y", 0.0),
+    ],
+)
+def test_rouge_l_is_that_of_the_rouge_score_package(target, completion, score):
+    assert rouge_l(completion, target) == pytest.approx(score, abs=1e-12)
+
+
+def test_rouge_l_divides_japanese_text_into_words():
+    target = "猫が庭で寝ています。"  # 猫 が 庭 で 寝 て い ます 。
+    assert rouge_l("犬が庭で寝ています。", target, "ja") == pytest.approx(8 / 9)
+    assert rouge_l("庭で寝ています。", target, "ja") == pytest.approx(2 * 7 / (7 + 9))
+    assert rouge_l("ﾈｺ", "ネコ", "ja") == 1.0
+    assert rouge_l("犬が庭で寝ています。", target) == 0.0  # one word, as there are no spaces
+
+
+@pytest.mark.parametrize(
+    ("completion", "target", "score"),
+    [  # precision and recall of words, as in SQuAD's evaluation
+        ("The Denver Broncos.", "Denver Broncos", 1.0),
+        ("Broncos of Denver", "Denver Broncos", 0.8),
+        ("it's an apple, an apple", "its apple", 0.8),
+        ("x x x", "x", 0.5),
+        ("the", "Denver", 0.0),
+    ],
+)
+def test_f1_counts_words_as_squad_does(completion, target, score):
+    assert f1(completion, target) == pytest.approx(score)
+
+
+def test_f1_divides_japanese_text_into_words():
+    assert f1("庭の猫。", "猫の庭", "ja") == 1.0
+
+
+@pytest.mark.parametrize("name", ["f1", "rouge_l"])
+def test_japanese_words_without_their_dictionary_are_a_fault_that_says_what_to_install(name, monkeypatch):
+    words._mecab.cache_clear()
+    monkeypatch.setitem(sys.modules, "unidic_lite", None)
+    with pytest.raises(ValueError, match=r"install evomerge\[japanese\]"):
+        METRICS[name].check_option("ja")
+
+
+def test_contains_ignores_case_and_white_space_around_the_target():
+    assert contains("in new york city", " New York\n") == 1.0
+    assert contains("in new\nyork", "New York") == 0.0

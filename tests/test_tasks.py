@@ -89,7 +89,7 @@ def test_generate_items_hold_prompt_and_target_of_the_rows_asked_for(tmp_path):
     assert [item.target for item in items] == [f"It is {2 * i}" for i in range(2, 6)]
     assert [item.prompt for item in one.items("holdout")] == [f"Q: {i} + {i}?\nA:" for i in range(6, 10)]
     assert {(item.messages, item.choices, item.answer) for item in items} == {((), (), -1)}
-    assert (one.name, one.type, one.metric, one.pattern, one.chat) == ("task", "generate", "last_number", None, False)
+    assert (one.name, one.type, one.metric, one.option, one.chat) == ("task", "generate", "last_number", None, False)
 
 
 def test_few_shot_examples_stand_before_each_prompt(tmp_path):
@@ -194,7 +194,7 @@ def test_completions_end_at_the_first_stop_and_are_scored_by_the_metric(tmp_path
     assert exact.metric == "exact_match"
     assert exact.score_completion(item, " It is 4\nX and more") == 1.0
     pattern = task(tmp_path, GENERATE.replace("last_number", r"{regex: '(It is \d+)'}"))
-    assert (pattern.metric, pattern.pattern) == ("regex", r"(It is \d+)")
+    assert (pattern.metric, pattern.option) == ("regex", r"(It is \d+)")
     assert pattern.score_completion(item, "I say: It is 4!") == 1.0
 
 
@@ -333,8 +333,17 @@ system: x
         (("last_number", "{regex: '(a'}"), (":5: metric", "not a regular expression", "position 0")),
         (("last_number", "{regex: '(a)(b)'}"), (":5: metric", "2 groups")),
         (("last_number", "{regex: '(?R)'}"), (":5: metric", "not a regular expression")),
-        (("last_number", "{regx: 'a'}"), ('unknown key "regx"', 'did you mean "regex"')),
-        (("last_number", "accuracy"), (":5: metric: expected 'exact_match'", "found 'accuracy'")),
+        (("last_number", "{regx: 'a'}"), (':5: metric: no metric of completions is called "regx"', 'mean "regex"')),
+        (("last_number", "{regex: [a]}"), (":5: metric: regex: ", "needs a pattern, as text")),
+        (("last_number", "{regex:}"), (":5: metric: regex: ", "needs a pattern, as text")),
+        (("last_number", "{last_number: strict}"), (":5: metric: last_number: ", "no rule 'strict'; expected sakana")),
+        (("last_number", "{exact_match: true}"), (":5: metric: exact_match: ", "takes no option")),
+        (("last_number", "{f1: ja, json: a}"), (":5: metric: expected a name, or {NAME: OPTION}",)),
+        (("last_number", "3"), (":5: metric: expected a name, or {NAME: OPTION}, found 3",)),
+        (("last_number", "{json: name}"), (":5: metric: json: expected a list of keys",)),
+        (("last_number", "{rouge_l: [ja]}"), (":5: metric: rouge_l: words cannot be divided for ['ja']",)),
+        (("last_number", "accuracy"), ('metric: no metric of completions is called "accuracy"', "one of contains,")),
+        (("last_number", "json"), (":4: target: row 2 (from 0)", "'It is 4' is not JSON", "| tojson")),
         (("{{ answer }}", "{{ answer | uper }}"), (":4: target", "No filter named 'uper'", 'did you mean "upper"')),
         (("{{ answer }}", "{% include 'x' %}"), (":4: target", "may not use include")),
         (("{{ answer }}", ""), (":4: target: is empty; write a template",)),

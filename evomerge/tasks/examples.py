@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from evomerge.document import Location, shown, suggestion
-from evomerge.metrics import number_in
+from evomerge.metrics import METRICS
 from evomerge.tasks.pictures import Picture, pictures_in
-from evomerge.tasks.spec import AnySpec, ChoiceSpec, PerplexitySpec
+from evomerge.tasks.spec import AnySpec, ChoiceSpec, GenerateSpec, PerplexitySpec
 from evomerge.tasks.templates import TemplateError
 
 
@@ -92,8 +92,11 @@ def make_example(spec: AnySpec, row: Mapping[str, Any], index: int, few_shot: bo
     target = _made(template.render, row, location)
     if not target.strip():
         raise RowFault(location, "is empty")
-    if spec.metric == "last_number" and not few_shot and number_in(target) is None:
-        raise RowFault(location, f"{shown(target)} has no number, which last_number compares")
+    if isinstance(spec, GenerateSpec) and not few_shot:
+        try:
+            METRICS[spec.metric.name].check_target(target, spec.metric.option)
+        except ValueError as fault:
+            raise RowFault(location, str(fault)) from None
     return Example(index, prompt, system, target, pictures=pictures)
 
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-import regex
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -29,19 +28,9 @@ from pydantic import (
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import TaskError
+from evomerge.metrics import METRICS
 from evomerge.tasks.data import SUFFIXES, is_hub_id, is_local
 from evomerge.tasks.templates import Template
-
-
-def _pattern(text: str) -> str:
-    try:
-        groups = re.compile(text).groups
-        regex.compile(text)  # which bounds the time of a search; a task may not use its extensions
-    except (re.error, regex.error, RecursionError, OverflowError) as fault:
-        raise ValueError(f"not a regular expression: {fault}") from None
-    if groups > 1:
-        raise ValueError(f"{groups} groups; one group may contain the answer; write (?:...) for the others")
-    return text
 
 
 def _rows(rows: tuple[int, int]) -> tuple[int, int]:
@@ -137,10 +126,32 @@ class FewShotSpec(SplitSpec):
         return self
 
 
-class RegexSpec(Strict):
-    """A metric that is a regular expression."""
+class MetricSpec(Strict):
+    """A metric of completions: its name, or ``{NAME: OPTION}``."""
 
-    regex: Annotated[str, AfterValidator(_pattern)]
+    name: str
+    option: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and len(value) == 1:
+            return {"name": next(iter(value)), "option": next(iter(value.values()))}
+        raise ValueError(f"expected a name, or {{NAME: OPTION}}, found {document.shown(value)}")
+
+    @model_validator(mode="after")
+    def _known(self) -> MetricSpec:
+        if self.name not in METRICS:
+            raise ValueError(
+                f'no metric of completions is called "{self.name}"{document.suggestion(self.name, METRICS)}'
+            )
+        try:
+            METRICS[self.name].check_option(self.option)
+        except ValueError as fault:
+            raise ValueError(f"{self.name}: {fault}") from None
+        return self
 
 
 class TaskSpec(Strict):
@@ -161,11 +172,7 @@ class GenerateSpec(TaskSpec):
 
     prompt: FilledTemplate
     target: FilledTemplate
-    metric: Annotated[
-        Annotated[Literal["exact_match", "last_number"], Tag("a name")] | Annotated[RegexSpec, Tag("a pattern")],
-        # Told apart here, or pydantic would report the faults of both.
-        Discriminator(lambda value: "a pattern" if isinstance(value, dict | RegexSpec) else "a name"),
-    ] = "exact_match"
+    metric: MetricSpec = Field(default_factory=lambda: MetricSpec.model_validate("exact_match"))
     images: Columns | None = None
     max_new_tokens: Annotated[StrictInt, Field(ge=1, le=131_072)] = 256
     stop: Annotated[

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from evomerge import document, metrics
+from evomerge import document
 from evomerge.document import Location, Source
 from evomerge.errors import EvaluationError, TaskError
+from evomerge.metrics import METRICS, PATTERN_SECONDS
 from evomerge.tasks import data as data_files
 from evomerge.tasks.examples import Example, RowFault, make_example
 from evomerge.tasks.pictures import Picture
-from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, RegexSpec, SplitSpec, read_spec
+from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, SplitSpec, read_spec
 
 TaskType = Literal["generate", "multiple_choice", "perplexity"]
 Split = Literal["search", "holdout"]
@@ -79,10 +80,10 @@ class Task:
         chat: whether the prompts are chats, for the tokenizer's chat template.
         max_new_tokens: the maximum length of a completion; 0 if nothing is generated.
         stop: texts that end a completion.
-        pattern: the regular expression of the metric ``regex``, else None.
-        metric: ``exact_match``, ``last_number``, ``regex``; ``accuracy``, ``accuracy_norm`` (log-likelihood
-            divided by the choice's characters, see `metrics.choice_length`); ``nll_per_token`` (nats),
-            ``bits_per_byte`` (of the target in UTF-8).
+        metric: for ``generate`` a name in `METRICS`; ``accuracy``, ``accuracy_norm`` (log-likelihood divided by the
+            choice's characters, see `metrics.choice_length`); ``nll_per_token`` (nats), ``bits_per_byte`` (of the
+            target in UTF-8).
+        option: the metric's option; None where the file gives none.
     """
 
     def __init__(self, path: Path, spec: AnySpec, source: Source) -> None:
@@ -93,8 +94,8 @@ class Task:
         self.chat = spec.chat
         self.max_new_tokens = spec.max_new_tokens if isinstance(spec, GenerateSpec) else 0
         self.stop = tuple(spec.stop) if isinstance(spec, GenerateSpec) else ()
-        self.pattern = spec.metric.regex if isinstance(spec.metric, RegexSpec) else None
-        self.metric = "regex" if isinstance(spec.metric, RegexSpec) else spec.metric
+        self.metric: str = spec.metric.name if isinstance(spec, GenerateSpec) else spec.metric
+        self.option = spec.metric.option if isinstance(spec, GenerateSpec) else None
         self._spec = spec
         self._source = source
         self._parts: dict[Location, SplitSpec] = {
@@ -165,18 +166,15 @@ class Task:
             raise TaskError([f"{self.path}: a {self.type} task scores log-likelihoods, not completions"])
         for stop in self.stop:
             completion = completion.partition(stop)[0]
-        if self.pattern is not None:
-            try:
-                return metrics.regex_match(completion, item.target, self.pattern)
-            except TimeoutError:
-                fault = (
-                    f"the pattern {self.pattern!r} searches for more than {metrics.PATTERN_SECONDS:g} s in what the"
-                    f" model wrote for the item {item}; write it so that a text can match in one way only: no"
-                    " repetition inside a repetition, such as (a+)+"
-                )
-                raise EvaluationError(self._source.fault(("metric", "regex"), fault)) from None
-        compare = metrics.last_number if self.metric == "last_number" else metrics.exact_match
-        return compare(completion, item.target)
+        try:
+            return METRICS[self.metric].score(completion, item.target, self.option)
+        except TimeoutError:
+            fault = (
+                f"the pattern {self.option!r} searches for more than {PATTERN_SECONDS:g} s in what the model wrote for"
+                f" the item {item}; write it so that a text can match in one way only: no repetition inside a"
+                " repetition, such as (a+)+"
+            )
+            raise EvaluationError(self._source.fault(("metric", "regex"), fault)) from None
 
     def fingerprint(self, split: Split) -> str:
         """Returns a hash, in hex, of the split's items and of every setting that a score depends on.
@@ -186,7 +184,7 @@ class Task:
         Raises:
             TaskError: as `items`.
         """
-        settings = [_RULES, self.type, self.metric, self.pattern, self.chat, self.max_new_tokens, list(self.stop)]
+        settings = [_RULES, self.type, self.metric, self.option, self.chat, self.max_new_tokens, list(self.stop)]
         return _hash([settings, [item.key for item in self.items(split)]])
 
     def _data(self, location: Location) -> DataSpec:

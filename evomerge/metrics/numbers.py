@@ -1,4 +1,4 @@
-r"""Scores of single answers: 1.0 if right, 0.0 if wrong, a share for a tie of choices.
+r"""Numbers in texts: how they are read, and the metric that compares the last one.
 
 How this file reads numbers:
 
@@ -16,16 +16,12 @@ How this file reads numbers:
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
-import regex
-
-PATTERN_SECONDS = 1.0
-"""Time limit for one pattern on one completion; ordinary patterns take microseconds."""
+from evomerge.document import shown
 
 _CURRENCY = "$€£¥￥₹₩฿₽₫₺\\"
 """Currency signs, and the backslash that LaTeX puts before a dollar."""
@@ -48,70 +44,36 @@ _NUMBER = re.compile(
 )
 
 
-def accuracy(likelihoods: Sequence[float], answer: int) -> float:
-    """Returns 1.0 if the choice `answer` alone is the likeliest, 1/k if it ties with others among k, else 0.0.
-
-    A tie scores what picking one of its choices at random would on average: a model that cannot distinguish choices
-    scores like guessing, in any order, and coarse logits neither gain nor lose by ties.
+def last_number(completion: str, target: str, rule: str | None = None) -> float:
+    r"""Returns 1.0 if the last number of the completion equals that of the target, else 0.0.
 
     Args:
-        likelihoods: each choice's log-likelihood (nats), divided by a length or not.
-        answer: the index of the right choice.
+        completion: what the model wrote; without a number it scores 0.0.
+        target: the right answer, or a text that ends in it.
+        rule: how the completion's number is read. None: as the top of this file says. ``sakana``: as the evaluation
+            of Akiba et al. 2024 does (``evomerge/eval/ja_mgsm.py`` of SakanaAI/evolutionary-model-merge), to compare
+            with published scores: the last match of ``\d*\.?\d+``. Separators of thousands end a number there
+            (``1,234`` is 234), signs do not belong to it (``-5`` is 5), nor do exponents (``2e3`` is 3).
     """
-    best = max(likelihoods)
-    # Sums of float32 numbers: smaller differences depend on the batch that a choice was run in.
-    tied = [math.isclose(value, best, rel_tol=1e-6) for value in likelihoods]
-    return tied[answer] / sum(tied)
+    right = number_in(target)
+    if rule is None:
+        found = number_in(completion)
+    else:
+        matches = re.findall(r"\d*\.?\d+", completion)
+        found = Decimal(matches[-1]) if matches else None
+    return float(found is not None and found == right)
 
 
-def choice_length(choice: str) -> int:
-    """Returns the characters that ``accuracy_norm`` divides a choice's log-likelihood by, as lm-eval's ``acc_norm``.
-
-    The white space that separates a choice from its prompt is not counted: lm-eval inserts it itself
-    (``target_delimiter``) and counts the choice alone.
-    """
-    return len(choice) - choice[:1].isspace()
+def check_rule(rule: Any) -> None:
+    """Raises ValueError if `last_number` has no such rule."""
+    if rule not in (None, "sakana"):
+        raise ValueError(f"last_number has no rule {shown(rule)}; expected sakana, or no rule")
 
 
-def exact_match(completion: str, target: str) -> float:
-    """Returns 1.0 if the texts are equal, ignoring white space around them, else 0.0."""
-    return float(completion.strip() == target.strip())
-
-
-def last_number(completion: str, target: str) -> float:
-    """Returns 1.0 if the last numbers of both texts are equal as numbers, else 0.0.
-
-    ``1,234.50`` equals ``1234.5``; the top of this file says what a number is. If either text has no
-    number the score is 0.0.
-    """
-    found, right = number_in(completion), number_in(target)
-    return float(found is not None and right is not None and found == right)
-
-
-def regex_match(completion: str, target: str, pattern: str) -> float:
-    r"""Returns 1.0 if the first match of `pattern` equals the target, else 0.0.
-
-    The pattern's group, or the whole match if it has none, is compared with the target: as numbers if
-    both are numbers and nothing else (``1,234.`` equals ``1234``), otherwise as text, ignoring white space
-    around it.
-
-    Args:
-        completion: what the model wrote.
-        target: the right answer.
-        pattern: a regular expression with at most one group, such as ``answer is (\S+)``. To take the last
-            match, begin it with ``(?s:.*)``.
-
-    Raises:
-        TimeoutError: the search takes longer than `PATTERN_SECONDS`, because the pattern backtracks.
-    """
-    match = regex.search(pattern, completion, timeout=PATTERN_SECONDS)
-    found: str | None = match[match.re.groups and 1] if match else None
-    if found is None:
-        return 0.0
-    number, right = _whole_number(found), _whole_number(target)
-    if number is not None and right is not None:
-        return float(number == right)
-    return exact_match(found, target)
+def check_ends_in_number(target: str, _rule: Any) -> None:
+    """Raises ValueError if a target has no number."""
+    if number_in(target) is None:
+        raise ValueError(f"{shown(target)} has no number, which last_number compares")
 
 
 def number_in(text: str) -> Decimal | None:
@@ -154,7 +116,7 @@ def _is_negative(before: str) -> bool:
     return not (left.isdigit() or left.lower() != left.upper() or (left and left in _JOINS_BEFORE_HYPHEN))
 
 
-def _whole_number(text: str) -> Decimal | None:
+def whole_number(text: str) -> Decimal | None:
     """Returns the number if the text is nothing else, apart from sign, currency, percent and final punctuation."""
     text = _plain(text).strip().rstrip(".。,;:!").strip(_CURRENCY + "%％ ")
     match = _NUMBER.search(text)
