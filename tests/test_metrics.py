@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from evomerge.metrics import (
     METRICS,
     accuracy,
+    check_language_code,
     choice_length,
     contains,
     exact_match,
     f1,
+    is_written_in,
     json_match,
     last_number,
     number_in,
@@ -381,3 +383,60 @@ def test_japanese_words_without_their_dictionary_are_a_fault_that_says_what_to_i
 def test_contains_ignores_case_and_white_space_around_the_target():
     assert contains("in new york city", " New York\n") == 1.0
     assert contains("in new\nyork", "New York") == 0.0
+
+
+# Languages
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("16 - 3 - 4 = 9。9 × 2 = 18。答え: 18", "ja"),
+        ("Step 1: 16 - 3 - 4 = 9個\nStep 2: 9*2 = 18ドル\n答え: 18ドル", "ja"),
+        ("残りの卵は<<16-3-4=9>>9個です。\n#### 18", "ja"),
+        ("她每天卖出9个鸭蛋，赚18美元。", "zh"),
+        ("La respuesta es 18.", "es"),
+        ("Janet vende 16 - 3 - 4 = 9 huevos. Gana 9 * 2 = 18 dólares.", "es"),
+        ("Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 duck eggs a day.\n#### 18", "en"),
+        ("Die Antwort ist 18.", "de"),
+        ("La réponse est 18.", "fr"),
+        ("Ответ: 18.", "ru"),
+        ("Jibu ni 18.", "sw"),
+        ("คำตอบคือ 18", "th"),
+        ("సమాధానం 18.", "te"),
+        ("উত্তর হল ১৮।", "bn"),
+    ],
+)
+def test_the_language_of_an_answer_is_found(text, language):
+    of_mgsm = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
+    assert [code for code in of_mgsm if is_written_in(text, code)] == [language]
+
+
+@pytest.mark.parametrize("text", ["", "18", "16 - 3 = 13", "#### ١٨", "😀 $5"])
+def test_text_without_letters_is_in_no_language(text):
+    assert not any(is_written_in(text, code) for code in ("ja", "en", "af", "ar"))
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_has_one_language_at_most(text):
+    assert sum(is_written_in(text, code) for code in ("ja", "en", "zh", "es")) <= 1
+
+
+@pytest.mark.parametrize(
+    ("code", "key_words"),
+    [
+        ("jp", 'did you mean "ja"'),
+        ("JA", 'did you mean "ja"'),
+        ("ja-JP", 'did you mean "ja"'),
+        ("japanese", 'did you mean "ja"'),
+        ("Spanish", 'did you mean "es"'),
+        ("cn", 'did you mean "zh"'),
+        ("qq", "expected one of af, am, an, ar,"),
+        ("", "expected one of"),
+    ],
+)
+def test_an_unknown_language_is_refused_with_what_was_meant(code, key_words):
+    with pytest.raises(ValueError, match="ISO 639-1") as error:
+        check_language_code(code)
+    assert key_words in str(error.value)

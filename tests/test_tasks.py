@@ -198,6 +198,17 @@ def test_completions_end_at_the_first_stop_and_are_scored_by_the_metric(tmp_path
     assert pattern.score_completion(item, "I say: It is 4!") == 1.0
 
 
+def test_a_right_answer_in_another_language_than_required_scores_nothing(tmp_path):
+    one = task(tmp_path, GENERATE + "require_language: ja\nstop: 'Q:'\n")
+    item = one.items("search")[0]
+    assert one.language == "ja"
+    assert one.score_completion(item, "2と2を足すと4です。") == 1.0
+    assert one.score_completion(item, "2と2を足すと5です。") == 0.0
+    assert one.score_completion(item, "If we add two and two, we get 4.") == 0.0
+    assert one.score_completion(item, "4") == 0.0
+    assert one.score_completion(item, "4\nQ: 2と2を足すと4です。") == 0.0  # what follows the stop does not count
+
+
 def test_a_pattern_that_backtracks_is_a_fault_with_its_line_and_the_item(tmp_path):
     pattern = "(a|aa)+$"
     one = task(tmp_path, GENERATE.replace("last_number", f"{{regex: '{pattern}'}}"))
@@ -236,12 +247,16 @@ def test_keys_tell_items_apart_and_stay_the_same(tmp_path):
         ("metric", "max_new_tokens: 9\nmetric"),
         ("metric", "stop: X\nmetric"),
         ("metric: last_number", "metric: {regex: x}"),
+        ("metric: last_number", "metric: {last_number: sakana}"),
+        ("metric", "require_language: ja\nmetric"),
     ],
 )
 def test_the_fingerprint_changes_with_all_that_a_score_depends_on(tmp_path, change):
     first = task(tmp_path, GENERATE).fingerprint("search")
     assert first == task(tmp_path, "name: other\n" + GENERATE).fingerprint("search")
     assert first != task(tmp_path, GENERATE.replace(*change)).fingerprint("search")
+    # Pinned: a change means that no search can be resumed.
+    assert first.startswith("28fc3564fd35c8f9")
 
 
 def test_our_own_task_files_load():
@@ -348,6 +363,9 @@ system: x
         (("{{ answer }}", "{% include 'x' %}"), (":4: target", "may not use include")),
         (("{{ answer }}", ""), (":4: target: is empty; write a template",)),
         (("Q: {{ question }}\\nA: ", " {{ '' }}"), (":3: prompt", "is empty")),
+        (("metric", "require_language: jp\nmetric"), (":5: require_language: ", '"jp" is not the', 'mean "ja"')),
+        (("metric", "require_language: no\nmetric"), (":5: require_language: ", "put it in quotes")),
+        (("metric", "require_language: 7\nmetric"), (":5: require_language: expected text, found 7",)),
         (("metric", "name: a/b\nmetric"), (":5: name",)),
         (("metric", "stop: ['']\nmetric"), (":5: stop",)),
     ],
@@ -367,6 +385,7 @@ def test_each_fault_of_a_file_names_its_place_and_what_to_do(tmp_path, change, k
         (('"{{ options }}"', "question"), ("choices", "row 0", "expected a list", "fromjson")),
         (('"{{ options }}"', "optoins"), ("choices", "row 0", "optoins")),
         (("{{ label }}", "{{ 5 }}"), (":5: answer", "is 5", "from 0 to 1")),
+        (("splits", "require_language: ja\nsplits"), ("require_language", "of type generate", "multiple_choice")),
         (("{{ label }}", "green"), (":5: answer", "'green'", "a letter from A to B", "'red'")),
         (("{{ label }}", "{{ none }}"), (":5: answer", "is nothing; expected an index")),
         (("splits", "few_shot: {rows: [2, 3], target: x}\nsplits"), ("few_shot.target", "multiple_choice")),

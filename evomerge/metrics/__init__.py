@@ -13,6 +13,7 @@ from typing import Any
 
 from evomerge.metrics.choices import accuracy, choice_length
 from evomerge.metrics.json_values import check_json, check_keys, json_match
+from evomerge.metrics.languages import check_language_code, is_written_in
 from evomerge.metrics.numbers import check_ends_in_number, check_rule, last_number, number_in
 from evomerge.metrics.texts import PATTERN_SECONDS, check_pattern, contains, exact_match, regex_match
 from evomerge.metrics.words import check_language, check_words, f1, rouge_l
@@ -22,10 +23,12 @@ __all__ = [
     "PATTERN_SECONDS",
     "Metric",
     "accuracy",
+    "check_language_code",
     "choice_length",
     "contains",
     "exact_match",
     "f1",
+    "is_written_in",
     "json_match",
     "last_number",
     "number_in",

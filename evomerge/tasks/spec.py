@@ -28,7 +28,7 @@ from pydantic import (
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import TaskError
-from evomerge.metrics import METRICS
+from evomerge.metrics import METRICS, check_language_code
 from evomerge.tasks.data import SUFFIXES, is_hub_id, is_local
 from evomerge.tasks.templates import Template
 
@@ -168,12 +168,16 @@ class TaskSpec(Strict):
 
 
 class GenerateSpec(TaskSpec):
-    """The model completes the prompt, greedily; the completion is compared with the target."""
+    """The model completes the prompt, greedily; the completion is compared with the target.
+
+    A completion in another language than `require_language` scores 0.
+    """
 
     prompt: FilledTemplate
     target: FilledTemplate
     metric: MetricSpec = Field(default_factory=lambda: MetricSpec.model_validate("exact_match"))
     images: Columns | None = None
+    require_language: Annotated[str, AfterValidator(check_language_code)] | None = None
     max_new_tokens: Annotated[StrictInt, Field(ge=1, le=131_072)] = 256
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]],

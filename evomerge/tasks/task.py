@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from evomerge import document
 from evomerge.document import Location, Source
 from evomerge.errors import EvaluationError, TaskError
-from evomerge.metrics import METRICS, PATTERN_SECONDS
+from evomerge.metrics import METRICS, PATTERN_SECONDS, is_written_in
 from evomerge.tasks import data as data_files
 from evomerge.tasks.examples import Example, RowFault, make_example
 from evomerge.tasks.pictures import Picture
@@ -84,6 +84,7 @@ class Task:
             choice's characters, see `metrics.choice_length`); ``nll_per_token`` (nats), ``bits_per_byte`` (of the
             target in UTF-8).
         option: the metric's option; None where the file gives none.
+        language: the ISO 639-1 code of the language that a completion must be in; None where any will do.
     """
 
     def __init__(self, path: Path, spec: AnySpec, source: Source) -> None:
@@ -96,6 +97,7 @@ class Task:
         self.stop = tuple(spec.stop) if isinstance(spec, GenerateSpec) else ()
         self.metric: str = spec.metric.name if isinstance(spec, GenerateSpec) else spec.metric
         self.option = spec.metric.option if isinstance(spec, GenerateSpec) else None
+        self.language = spec.require_language if isinstance(spec, GenerateSpec) else None
         self._spec = spec
         self._source = source
         self._parts: dict[Location, SplitSpec] = {
@@ -156,7 +158,8 @@ class Task:
     def score_completion(self, item: Item, completion: str) -> float:
         """Returns the score, from 0.0 to 1.0, of what a model wrote for an item; for ``generate`` only.
 
-        The completion is cut at the first of `stop`, if the generation did not already end there.
+        The completion is cut at the first of `stop`, if the generation did not already end there. In another language
+        than the task requires, it scores 0.0; see `metrics.is_written_in`.
 
         Raises:
             TaskError: the task is not of type ``generate``.
@@ -166,6 +169,8 @@ class Task:
             raise TaskError([f"{self.path}: a {self.type} task scores log-likelihoods, not completions"])
         for stop in self.stop:
             completion = completion.partition(stop)[0]
+        if self.language is not None and not is_written_in(completion, self.language):
+            return 0.0
         try:
             return METRICS[self.metric].score(completion, item.target, self.option)
         except TimeoutError:
@@ -185,6 +190,8 @@ class Task:
             TaskError: as `items`.
         """
         settings = [_RULES, self.type, self.metric, self.option, self.chat, self.max_new_tokens, list(self.stop)]
+        if self.language is not None:  # Without the key, fingerprints are those of versions that did not know it.
+            settings.append(self.language)
         return _hash([settings, [item.key for item in self.items(split)]])
 
     def _data(self, location: Location) -> DataSpec:
