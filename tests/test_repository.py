@@ -140,7 +140,7 @@ def test_every_documented_command_that_needs_nothing_else_runs(tmp_path: Path, m
         )
     monkeypatch.chdir(tmp_path)
     # Models that scripts make, from the Hub or in minutes, and the Hub's data.
-    needs = re.compile(r"smollm2|evollm|MODEL|^(?!evomerge )")
+    needs = re.compile(r"smollm2|evo[lv]lm|MODEL|^(?!evomerge )")
     commands = [shlex.split(command) for command in documented() if not needs.search(command)]
     order = ["check", "search", "show", "report", "runs", "apply", "eval", "publish"]
     commands.sort(key=lambda words: order.index(words[1]))
