@@ -72,7 +72,8 @@ class SearchSettings(Strict):
         population: candidates per generation, at most `evaluations`; by default 4 + floor(3 ln n) for n numbers, and 32
             for stacks of layers.
         mutations: the genetic search's rates; those that are not given keep their defaults.
-        normalize: map each task's score to its parents' range before the weighted mean.
+        normalize: standardize the scores of each task before the weighted mean; by default where the tasks' metrics
+            have different units.
     """
 
     optimizer: str = "cma-es"
@@ -81,7 +82,7 @@ class SearchSettings(Strict):
     sigma: float | None = Field(default=None, gt=0, le=1)
     population: int | None = Field(default=None, ge=2)
     mutations: Mutations = Field(default_factory=Mutations)
-    normalize: bool = False
+    normalize: bool | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> SearchSettings:

@@ -19,7 +19,7 @@ from evomerge.merge import parents
 from evomerge.recipe import BEST, Recipe
 from evomerge.search import Outcome
 from evomerge.study.completions import Completions, completions
-from evomerge.study.objective import Objective, ranges_of
+from evomerge.study.objective import Objective, Scale
 from evomerge.study.recipe_files import RECIPE
 from evomerge.study.record import Trial, read_result, recorded, storage_of
 from evomerge.study.runs import runs
@@ -64,6 +64,7 @@ class LoadedRun:
         result: what result.json holds; None where the search has not finished.
         database: the database of the record, without its password.
         fingerprints: for each task by name, the fingerprints of its search items and of its holdout items.
+        objective: what the search maximizes.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class LoadedRun:
     result: Mapping[str, Any] | None
     database: str
     fingerprints: Mapping[str, tuple[str, str]]
+    objective: Objective
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -90,14 +92,6 @@ class LoadedRun:
     def parents(self) -> tuple[str, ...]:
         """The models that were merged, without the base where it is none of them."""
         return tuple(name for name in parents(self.recipe) if name in self.baselines)
-
-    @cached_property
-    def objective(self) -> Objective:
-        """What the search maximizes."""
-        weights = {name: entry.weight for name, entry in zip(self.tasks, self.recipe.tasks, strict=True)}
-        means = [found for name in self.parents if (found := self.baselines[name].means)]
-        normalize = self.recipe.settings().normalize and means
-        return Objective(weights, ranges_of(list(weights), means) if normalize else None)
 
     def value(self, outcome: Outcome) -> float | None:
         """Returns the objective of an outcome; None if it failed."""
@@ -206,10 +200,13 @@ def load_run(folder: Path | str, storage: str | None = None) -> LoadedRun:
         for frozen in found.frozen
         for name, range_ in frozen.distributions.items()
     }
+    recipe, tasks = _recipe(folder, attributes["identity"]), attributes["identity"]["tasks"]
+    weights = {name: entry.weight for name, entry in zip(tasks, recipe.tasks, strict=True)}
+    scales = {name: Scale(*scale) for name, scale in attributes.get("scales", {}).items()}
     return LoadedRun(
         folder=folder,
         state=run.state if run else "stopped",
-        recipe=_recipe(folder, attributes["identity"]),
+        recipe=recipe,
         environment=attributes.get("environment", {}),
         trials=tuple(found.trials),
         numbers=tuple(dict(frozen.params) for frozen in found.frozen),
@@ -220,7 +217,8 @@ def load_run(folder: Path | str, storage: str | None = None) -> LoadedRun:
         completions=completions(folder),
         result=(read_result(folder) or None) if attributes.get("holdout") == "done" else None,
         database=found.label,
-        fingerprints={task: (one, two) for task, (one, two) in attributes["identity"]["tasks"].items()},
+        fingerprints={task: (one, two) for task, (one, two) in tasks.items()},
+        objective=Objective(weights, scales),
     )
 
 

@@ -19,6 +19,7 @@ from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.runtime import ResidentRuntime, Runtime, StackRuntime, compute_dtype
 from evomerge.search import Dimension, IndicatorSpace, NumberSpace, StackSpace, optimizers_for
+from evomerge.study.objective import Scale
 from evomerge.study.spaces import first_plan, space_of, whole_stack
 from evomerge.tasks import Task
 
@@ -41,6 +42,7 @@ class SearchSpec:
         first: the plan of the space's start. In a search for numbers, every candidate has the same tensors.
         compute_dtype: the name of the dtype in which candidates run; ``auto``: the fastest.
         made: the folders of models that an earlier stage made, by their names in the recipe.
+        scales: how tasks are standardized, if an earlier stage has determined it: scores of stages are comparable.
     """
 
     recipe: Recipe
@@ -54,6 +56,7 @@ class SearchSpec:
     first: Plan
     compute_dtype: str = "auto"
     made: Mapping[str, Path] = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     @property
     def stacks(self) -> StackSpace | None:
@@ -217,6 +220,10 @@ def prepare(
     checkpoints = _gather(faults, lambda: open_models(recipe, made or {}))
     if faults or checkpoints is None:
         raise RecipeError(faults)
+    if settings.normalize is None:
+        # Shares of items and log-likelihoods, or these per token and per byte, have no common unit.
+        units = {task.metric if task.type == "perplexity" else "share" for task in tasks}
+        settings = settings.model_copy(update={"normalize": len(units) > 1})
     space = space_of(recipe, settings, checkpoints)
     first = first_plan(space, checkpoints)
     names = parents(recipe)

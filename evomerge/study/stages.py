@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
@@ -12,6 +13,7 @@ from evomerge.errors import EvomergeError, RecipeError, StudyError
 from evomerge.merge import into_directory, open_models, open_recipe
 from evomerge.recipe import BEST, StagedRecipe, load
 from evomerge.search import Outcome
+from evomerge.study.objective import Scale
 from evomerge.study.recipe_files import RECIPE, refuse_overwriting, write_recipe
 from evomerge.study.record import RESULT, write_atomically
 from evomerge.study.report_data import ReportData, conclude
@@ -57,6 +59,7 @@ class Stages:
         self._seed = seed
         self._dtype = compute_dtype
         self._outcomes: dict[str, tuple[Outcome, Outcome]] = {}  # of all models so far: search and holdout
+        self._scales: Mapping[str, Scale] = {}  # of the first stage that normalizes
         self.checks: dict[str, SearchSpec] = {}
         donors: dict[str, Checkpoint] = {}
         faults: list[str] = []
@@ -119,9 +122,8 @@ class Stages:
             name: the stage.
             folder: the run's folder.
         """
-        return self._prepared(
-            name, {other: open_checkpoint(str((folder / other / MODEL).absolute())) for other in self._uses(name)}
-        )
+        made = {other: open_checkpoint(str((folder / other / MODEL).absolute())) for other in self._uses(name)}
+        return replace(self._prepared(name, made), scales=self._scales)
 
     def conclude(self, name: str, study: Study) -> ReportData:
         """Returns the report of a stage whose search has run, and writes its winner's model for later stages.
@@ -135,6 +137,7 @@ class Stages:
         """
         folder, last = study.folder, name == self.names[-1]
         report = conclude(study, self._outcomes if last else {})
+        self._scales = self._scales or study.objective.scales
         for model, outcome in study.baselines.items():
             self._outcomes[model] = outcome, Outcome.from_data(study.record.attribute(f"holdout:{model}"))
         best = study.ranked()[0]

@@ -25,7 +25,7 @@ from evomerge.runtime import Runtime, StackRuntime, compute_dtype
 from evomerge.search import NumberSpace, Outcome, Proposal, State, optimizers_for
 from evomerge.study.completions import keep_completions
 from evomerge.study.identity import changes, environment, identity
-from evomerge.study.objective import Objective, ranges_of
+from evomerge.study.objective import Objective, Scale, scales_of
 from evomerge.study.observer import Observer
 from evomerge.study.recipe_files import RECIPE, refuse_overwriting, write_best, write_recipe
 from evomerge.study.record import Record, Trial, recipe_key
@@ -80,7 +80,7 @@ class Study:
         self._scoring: tuple[Runtime, Evaluator] | None = None
         self.baselines: dict[str, Outcome] = {}
         self._known: dict[str, Outcome] = {}  # by `Trial.key`
-        self.objective = Objective(spec.task_weights, None)
+        self.objective = Objective(spec.task_weights)
 
     def __enter__(self) -> Study:
         return self
@@ -167,11 +167,14 @@ class Study:
         if self.record.attribute("holdout") is None:
             self.scoring  # noqa: B018 (made now, so that its errors come before anything is scored)
         self._run_baselines()
+        mean = self._new_mean()
+        self._choose_objective(mean[1] if mean else None)
         for trial in self.record.trials:
             self._known[trial.key] = trial.outcome
             self.observer.trial(trial, fresh=False)
         self._write_best()
-        self._run_mean()
+        if mean:
+            self._record(None, mean[0], self._judged(mean[1]))
         self._run_candidates()
 
     def _run_baselines(self) -> None:
@@ -183,7 +186,22 @@ class Study:
         errors = {outcome.error for outcome in self.baselines.values()}
         if len(errors) == 1 and None not in errors:
             raise StudyError(f"none of the models to merge could be scored: {errors.pop()}")
-        self.objective = Objective(spec.task_weights, self._ranges())
+
+    def _choose_objective(self, mean: Outcome | None) -> None:
+        """Sets the objective, whose scales follow from the models and their mean, and recorded once.
+
+        Args:
+            mean: the mean's outcome if it is not on record yet.
+        """
+        spec, scales = self.spec, self.record.attribute("scales")
+        if spec.settings.normalize and scales is None:
+            means = [mean] if mean else [trial.outcome for trial in self.record.trials if not trial.proposal]
+            models = [model for model in (*self.baselines.values(), *means) if model.scored]
+            if not models:
+                raise StudyError("normalize is true, but no parent could be scored; see the errors above")
+            scales = spec.scales or scales_of(list(spec.task_weights), models)
+            self.record.set_attribute("scales", scales)
+        self.objective = Objective(spec.task_weights, {task: Scale(*scale) for task, scale in (scales or {}).items()})
         for name, outcome in self.baselines.items():
             self.observer.baseline(name, outcome, self.value(outcome))
             # The first stacks of a search are its models.
@@ -194,24 +212,17 @@ class Study:
         value = self.value(outcome)
         return replace(outcome, objectives=() if value is None else (value,))
 
-    def _ranges(self) -> dict[str, tuple[float, float]] | None:
-        if not self.spec.settings.normalize:
-            return None
-        found = [means for name in self.spec.parents if (means := self.baselines[name].means)]
-        if not found:
-            raise StudyError("normalize is true, but no parent could be scored; see the errors above")
-        return ranges_of(list(self.spec.task_weights), found)
-
-    def _run_mean(self) -> None:
+    def _new_mean(self) -> tuple[Recipe, Outcome] | None:
+        """Returns the parents' mean and its outcome; None if it is on record, or they have none."""
         if self.record.trials or self.spec.stacks:
-            return
-        recipe = self.spec.mean_recipe()
+            return None
+        recipe = self.spec.mean_recipe().merge_only()
         try:
             self._planner.plan(recipe)
         except EvomergeError:
             # Parents of different depths have no mean.
-            return
-        self._add(None, recipe)
+            return None
+        return recipe, self.evaluate(recipe, "trial 0", "search")
 
     def _run_candidates(self) -> None:
         space, settings = self.spec.space, self.spec.settings
@@ -258,23 +269,25 @@ class Study:
             error = trials[-1].outcome.error
             raise StudyError(f"all of the first {MOST_FAILURES} candidates failed, the last with: {error}")
 
-    def _add(self, proposal: Proposal[Any] | None, recipe: Recipe) -> Trial:
-        space, number = self.spec.space, len(self.record.trials)
+    def _add(self, proposal: Proposal[Any], recipe: Recipe) -> Trial:
         merge = recipe.merge_only()
-        data = merge.as_data()
         # The same numbers make the same model with the same scores: it is not evaluated twice.
-        same = self._known.get(recipe_key(data))
+        same = self._known.get(recipe_key(merge.as_data()))
         if same:
             outcome = replace(same, seconds=dict.fromkeys(same.seconds, 0.0), prompt_tokens=0, new_tokens=0)
         else:
-            outcome = self._judged(self.evaluate(merge, f"trial {number}", "search"))
+            outcome = self._judged(self.evaluate(merge, f"trial {len(self.record.trials)}", "search"))
+        return self._record(proposal, merge, outcome)
+
+    def _record(self, proposal: Proposal[Any] | None, recipe: Recipe, outcome: Outcome) -> Trial:
+        space = self.spec.space
         recorded = proposal
         parameters = {}
         if proposal:
             recorded = Proposal(proposal.id, space.to_json(proposal.genome), proposal.generation)
             if isinstance(space, NumberSpace):
                 parameters = space.parameters(proposal.genome)
-        trial = Trial(number, recorded, data, outcome)
+        trial = Trial(len(self.record.trials), recorded, recipe.as_data(), outcome)
         self.record.add(trial, parameters)
         self._known[trial.key] = outcome
         if self.best() is trial:

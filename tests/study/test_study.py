@@ -1,6 +1,7 @@
 """Searches from end to end on tiny models: the record, going on, failures, and what is refused."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -8,16 +9,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import psutil
 import pytest
 import torch
 
+from evomerge import api
 from evomerge.api import evaluate
 from evomerge.errors import ArchitectureError, CheckpointError, EvomergeError, RecipeError, StudyError, TaskError
 from evomerge.merge import into_directory, open_recipe, parents
 from evomerge.recipe import Recipe
-from evomerge.study import Record, SearchSpec, Study, conclude, prepare
+from evomerge.study import Record, SearchSpec, Study, conclude, load_run, prepare
 from scripts.check_kills import killed_search, run_state
 from tests.study.forked import Forked
 from tests.study.search_case import Watcher, put_nan, search, write_case
@@ -53,7 +56,10 @@ def test_the_record_holds_every_evaluation(case: Path, whole: Path):
         recipe = Recipe.model_validate(trial.user_attrs["recipe"])
         assert not recipe.holes()
         items = trial.user_attrs["items"]
-        expected = (sum(items["likely"]) / 8 + 0.5 * sum(items["written"]) / 8) / 1.5
+        # Bits per byte and shares have no common unit, so that both are standardized.
+        (likely, one), (written, other) = (loaded.user_attrs["scales"][name] for name in ("likely", "written"))
+        shares = (sum(items["likely"]) / 8 - likely) / one, (sum(items["written"]) / 8 - written) / other
+        expected = (shares[0] + 0.5 * shares[1]) / 1.5
         assert trial.value == pytest.approx(expected)
     weights = [trial.params["models[1].parameters.weight"] for trial in loaded.trials[1:]]
     recipes = [Recipe.model_validate(trial.user_attrs["recipe"]) for trial in loaded.trials[1:]]
@@ -152,13 +158,34 @@ def test_a_damaged_record_is_told(case: Path, tmp_path: Path):
         search(case, tmp_path)
 
 
-def test_normalized_tasks_put_parents_between_zero_and_one(tmp_path: Path):
-    recipe = write_case(tmp_path, settings=", normalize: true", evaluations=3)
+@pytest.mark.parametrize("stop_at", [None, 0, 1])
+def test_a_normalized_search_measures_in_standard_deviations_of_the_models_scores(tmp_path: Path, stop_at: int | None):
+    # The tasks' units differ: bits per byte, and a share of items.
+    recipe = write_case(tmp_path, evaluations=3)
+    if stop_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            search(recipe, tmp_path / "run", Watcher(stop_at=stop_at))
     report = search(recipe, tmp_path / "run")
-    text = recipe.read_text().replace("  - {task: " + str(tmp_path / "tasks/written.yaml") + ", weight: 0.5}\n", "")
-    recipe.write_text(text)
-    report = search(recipe, tmp_path / "single")
-    assert sorted(parent.search for parent in report.parents) == [0.0, 1.0]
+    run = load_run(tmp_path / "run")
+    models = [*run.baselines.values(), run.trials[0].outcome]
+    likely = np.array([model.items["likely"] for model in models])
+    written = [score for model in models for score in model.items["written"]]
+    assert set(written) == {0.0}
+    assert run.objective.scales["likely"] == pytest.approx((likely.mean(), likely.std()))
+    assert run.objective.scales["written"] == pytest.approx((0, math.sqrt(2 / (len(written) + 4))))
+    assert report.winner.search == max(trial.objective for trial in run.trials)
+    own = run.trials[run.best.number].outcome.means["likely"]
+    shares = (own - likely.mean()) / likely.std() / 1.5
+    assert report.winner.search == pytest.approx(shares)
+
+
+def test_tasks_in_the_same_unit_are_not_normalized_by_default(tmp_path: Path):
+    recipe = write_case(tmp_path, evaluations=1)
+    task = tmp_path / "tasks/likely.yaml"
+    task.write_text(
+        task.read_text().replace("type: perplexity\nmetric: bits_per_byte", "type: generate\nmax_new_tokens: 4")
+    )
+    assert not api.prepared(recipe).settings.normalize
 
 
 def test_a_candidate_that_fails_is_a_state_with_its_reason(tmp_path: Path):
