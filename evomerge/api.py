@@ -37,7 +37,7 @@ from evomerge.study import (
     prepare,
 )
 from evomerge.study.stages import study_name
-from evomerge.tasks import Split, Task
+from evomerge.tasks import Split, open_task
 
 __all__ = [
     "Applied",
@@ -253,7 +253,7 @@ def evaluate(
     Raises:
         EvomergeError: the model, the recipe or a task is not valid.
     """
-    opened = [Task.load(path) for path in tasks]
+    opened = [open_task(path) for path in tasks]
     faults = [
         f'{second.path}: has the same name as {first.path}, "{second.name}"; give one of them another'
         for first, second in combinations(opened, 2)

@@ -60,8 +60,13 @@ def encode(
         requests: list[Any] = []
         text = _text(task, item, tokenizer, loaded)
         seen = _seen(task, item, text, loaded) if item.pictures else None
-        for continuation in {"generate": ("",), "multiple_choice": item.choices}.get(task.type, (item.target,)):
-            prompt, target, dropped = _split(text, continuation, tokenizer, special=not task.chat)
+        ends = {"generate": ("",), "multiple_choice": item.choices}.get(task.type, (item.target,))
+        for start, continuation in item.texts or [(text, end) for end in ends]:
+            prompt, target, dropped = _split(start, continuation, tokenizer, special=not task.chat)
+            if item.texts and not start:
+                # As lm-eval does.
+                first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+                prompt, target = (first,), tuple(tokenizer(continuation, add_special_tokens=False)["input_ids"])
             images = None
             if seen:
                 prompt, images = _without_last(*seen, dropped)

@@ -156,6 +156,8 @@ class Evaluator:
 def _score(task: Task, encoded: Encoded, answers: Sequence[Any]) -> float:
     """Returns an item's number, of the answers to its requests."""
     item = encoded.item
+    if item.texts:
+        return task.score_answers(item, answers)
     if task.type == "generate":
         return task.score_completion(item, answers[0])
     if task.metric == "nll_per_token":

@@ -48,7 +48,7 @@ class TaskEntry(Strict):
     """A task that candidates are scored on, and its share in the objective.
 
     Attributes:
-        task: the task file.
+        task: the task file, or ``lm_eval:NAME`` for one of lm-eval's tasks.
         weight: its share, relative to the other tasks'. Within these bounds no sum of weights overflows, and no
             task is lost to rounding.
     """

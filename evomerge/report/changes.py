@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from evomerge.errors import EvomergeError
 from evomerge.paths import find
 from evomerge.report.findings import shown_name
 from evomerge.study import LoadedRun
-from evomerge.tasks import Item, Split, Task
+from evomerge.tasks import Item, Split, is_lm_eval, open_task
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def _items(run: LoadedRun, name: str, split: Split) -> Sequence[Item] | None:
     digest = run.fingerprints[name][split == "holdout"]
     for entry in run.recipe.tasks:
         try:
-            path = find(entry.task, run.recipe.folders)
-            task = Task.load(path) if path else None
+            path = Path(entry.task) if is_lm_eval(entry.task) else find(entry.task, run.recipe.folders)
+            task = open_task(path) if path else None
             if task and task.name == name and task.fingerprint(split) == digest:
                 return task.items(split)
         except (EvomergeError, OSError):

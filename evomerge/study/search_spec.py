@@ -21,7 +21,7 @@ from evomerge.runtime import ResidentRuntime, Runtime, StackRuntime, compute_dty
 from evomerge.search import Dimension, IndicatorSpace, NumberSpace, StackSpace, optimizers_for
 from evomerge.study.objective import Scale
 from evomerge.study.spaces import first_plan, space_of, whole_stack
-from evomerge.tasks import Task
+from evomerge.tasks import Task, is_lm_eval, open_task
 
 T = TypeVar("T")
 
@@ -255,13 +255,13 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
     found: dict[str, Task] = {}
     for i, entry in enumerate(recipe.tasks):
         try:
-            path = find(entry.task, recipe.folders)
+            path = Path(entry.task) if is_lm_eval(entry.task) else find(entry.task, recipe.folders)
             if path is None:
                 faults.append(
                     recipe.fault(("tasks", i, "task"), f"no file {entry.task}{not_found(entry.task, recipe.folders)}")
                 )
                 continue
-            task = Task.load(path)
+            task = open_task(path)
             task.check()
         except TaskError as fault:
             faults += fault.faults

@@ -46,6 +46,7 @@ class Item:
         answer: the index of the right choice; -1 for the other types.
         pictures: what the model sees, in the order of the turns' images. The content of every turn is then a list of
             parts, as chat templates for images expect.
+        texts: prompts with their continuations, where another library makes them; () where they follow from the above.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Item:
     choices: tuple[str, ...]
     answer: int
     pictures: tuple[Picture, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         """Returns what messages call it: the end of its question, after the few-shot examples."""
@@ -181,6 +183,10 @@ class Task:
             )
             raise EvaluationError(self._source.fault(("metric", "regex"), fault)) from None
 
+    def score_answers(self, item: Item, answers: Sequence[Any]) -> float:
+        """Returns an item's number, where another library scores the answers to its texts, see `LmEvalTask`."""
+        raise NotImplementedError
+
     def fingerprint(self, split: Split) -> str:
         """Returns a hash, in hex, of the split's items and of every setting that a score depends on.
 
@@ -192,7 +198,7 @@ class Task:
         settings = [_RULES, self.type, self.metric, self.option, self.chat, self.max_new_tokens, list(self.stop)]
         if self.language is not None:  # Without the key, fingerprints are those of versions that did not know it.
             settings.append(self.language)
-        return _hash([settings, [item.key for item in self.items(split)]])
+        return hash_of([settings, [item.key for item in self.items(split)]])
 
     def _data(self, location: Location) -> DataSpec:
         spec = self._parts[location].data or self._spec.data
@@ -295,7 +301,7 @@ class Task:
             target = blanks + target
         choices = tuple(blanks + choice for choice in example.choices)
         seen = [[picture.key for picture in pictures]] if pictures else []
-        key = _hash([self.type, prompt, messages, target, choices, example.answer, *seen])
+        key = hash_of([self.type, prompt, messages, target, choices, example.answer, *seen])
         return Item(key, prompt, tuple(messages), target, choices, example.answer, pictures)
 
 
@@ -304,5 +310,6 @@ def _turn(role: str, text: str, pictures: Sequence[Picture] = ()) -> dict[str, A
     return {"role": role, "content": [*images, {"type": "text", "text": text}]}
 
 
-def _hash(value: Any) -> str:
+def hash_of(value: Any) -> str:
+    """Returns a hash, in hex, of plain data."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
