@@ -1,20 +1,13 @@
-"""What the repository contains works: recipes, tasks and their data, scripts, and the README's commands and map."""
+"""What the repository contains works: recipes, tasks and their data, scripts, and the README's map of the code."""
 
-import os
 import re
 import runpy
-import shlex
-import shutil
-import signal
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-import typer
 
-from evomerge.cli import main
-from evomerge.cli.app import app
 from evomerge.merge import checked_method
 from evomerge.recipe import StagedRecipe, load
 from evomerge.study import prepare
@@ -96,70 +89,3 @@ def test_every_script_has_a_help_text(path: Path, monkeypatch: pytest.MonkeyPatc
         runpy.run_path(str(path), run_name="__main__")
     assert not end.value.code
     assert f"usage: {path.name}" in capsys.readouterr().out
-
-
-def documented() -> list[str]:
-    """Every command that --help, the README, the docs, or the head of a recipe or task shows."""
-    found: list[str] = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        found += re.findall(r"^\$ (.*?)(?: +#.*)?$", path.read_text(), re.MULTILINE)
-        found += [text for text in re.findall(r"`([^`\n]+)`", path.read_text()) if text.startswith("scripts/")]
-    for path in [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "eval_tasks").glob("*.yaml"))]:
-        found += re.findall(r"^# .*?((?:evomerge|python) .*?)(?:   .*)?$", path.read_text(), re.MULTILINE)
-    texts = [str(app.info.help), *(str(command.callback.__doc__) for command in app.registered_commands)]
-    for text in texts:
-        blocks = [" ".join(block.split()) for block in text.split("\n\n")]
-        found += [block.removeprefix("Example: ") for block in blocks if block.startswith(("Example: ", "evomerge "))]
-    return list(dict.fromkeys(found))
-
-
-def test_every_file_that_a_documented_command_names_is_here_and_every_option_exists():
-    commands = documented()
-    assert len(commands) > 20
-    program = typer.main.get_command(app)
-    for command in commands:
-        words = shlex.split(command)
-        for word in words:
-            # What scripts, searches and merges make is not in the repository.
-            if re.match(r"(scripts|recipes|eval_tasks|docs)/", word):
-                assert (ROOT / word).exists(), command
-        if "evomerge" in words[0]:
-            name, *rest = words[1:]
-            inner = program.get_command(typer.Context(program), name)
-            assert inner, command
-            inner.make_context(name, rest, resilient_parsing=False)
-
-
-def test_every_documented_command_that_needs_nothing_else_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("mergekit"))
-    shutil.copytree(ROOT / "eval_tasks", tmp_path / "eval_tasks")
-    for path in (tmp_path / "eval_tasks").glob("quickstart*.yaml"):
-        # The same tasks, with fewer items.
-        path.write_text(
-            re.sub(r"^splits: .*", "splits: {search: [0, 4], holdout: [4, 8]}", path.read_text(), flags=re.M)
-        )
-    monkeypatch.chdir(tmp_path)
-    # Models that scripts make, from the Hub or in minutes, and the Hub's data.
-    needs = re.compile(r"smollm2|evo[lv]lm|MODEL|^(?!evomerge )")
-    commands = [shlex.split(command) for command in documented() if not needs.search(command)]
-    order = ["check", "search", "show", "report", "runs", "apply", "eval", "publish"]
-    commands.sort(key=lambda words: order.index(words[1]))
-    assert {words[1] for words in commands} == set(order)
-    for words in commands:
-        shutil.rmtree("merged" if words[1] == "apply" else "none", ignore_errors=True)
-        fewer = ["--evaluations", "2"] if words[1] == "search" else []
-        if words[1] == "search":
-            shutil.rmtree("runs", ignore_errors=True)
-        monkeypatch.setattr(sys, "argv", [*words, *fewer])
-        handler = signal.getsignal(signal.SIGINT)
-        with pytest.raises(SystemExit) as end:
-            main()
-        signal.signal(signal.SIGINT, handler)
-        assert not end.value.code, words
-    assert os.listdir("merged")
-    shutil.rmtree("merged")
-    for page in ("README.md", "docs/python.md"):
-        shutil.rmtree("merged", ignore_errors=True)
-        (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-        exec(block.replace('"runs/quickstart")', '"runs/quickstart", evaluations=2)', 1), {})
-        assert os.listdir("merged")
