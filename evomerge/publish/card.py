@@ -141,7 +141,8 @@ def _found(result: Mapping[str, Any]) -> str:
     search = _search(result)
     how = f", with the optimizer `{search['optimizer']}` and seed {search['seed']}" if "seed" in search else ""
     failures = f", {result['failures']} of which failed" if result["failures"] else ""
-    verdict = with_short_names(result["verdict"], [other["model"] for other in _others(result)])
+    said = " ".join([result["verdict"], *result.get("notes", ())])
+    verdict = with_short_names(said, [other["model"] for other in _others(result)])
     lines = [
         f"- `{task['task']}`: `{task['metric']}`, {task['holdout_items']} held-out items, weight {task['weight']:g}"
         for task in search["tasks"]

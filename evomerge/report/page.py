@@ -150,8 +150,11 @@ def _head(run: LoadedRun, title: str) -> Iterator[str]:
     if run.result is not None:
         kind = "beaten" if run.result.get("beaten") else "not"
         others = [*run.baselines, *(other["model"] for other in run.result.get("others", ()))]
-        verdict = with_short_names(str(run.result["verdict"]), others)
+        verdict, *notes = (
+            with_short_names(str(text), others) for text in (run.result["verdict"], *run.result.get("notes", ()))
+        )
         yield f'<p class="verdict {kind}">{escape(verdict)}</p>'
+        yield from (f'<p class="soft">{escape(note)}</p>' for note in notes)
         return
     best, parent = run.best, best_parent(run)
     of = f" of {settings.evaluations:,}" if settings.evaluations >= done else ""

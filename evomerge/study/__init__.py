@@ -1,5 +1,6 @@
 """Searches: checked before they start, recorded as they run, and reported on the holdout."""
 
+from evomerge.study.comparison import Comparison, compare
 from evomerge.study.intervals import interval
 from evomerge.study.loaded_run import LoadedRun, load_run
 from evomerge.study.objective import Objective
@@ -12,6 +13,7 @@ from evomerge.study.stages import Stages
 from evomerge.study.study import Study
 
 __all__ = [
+    "Comparison",
     "LoadedRun",
     "ModelResult",
     "Objective",
@@ -23,6 +25,7 @@ __all__ = [
     "Stages",
     "Study",
     "Trial",
+    "compare",
     "conclude",
     "interval",
     "load_run",

@@ -46,6 +46,15 @@ def difference_interval(first: Items, second: Items, weights: Mapping[str, float
     return _joined((weights[task], _paired_limits(_array(first[task]), _array(second[task]))) for task in weights)
 
 
+def sum_interval(parts: Sequence[tuple[float, NDArray[np.float64]]]) -> tuple[float, float]:
+    """Returns the interval of a weighted sum of means.
+
+    Args:
+        parts: for each mean its factor, which may be negative, and one number an item.
+    """
+    return _joined((1.0, _mean_limits(factor * values)) for factor, values in parts)
+
+
 def _joined(parts: Iterable[tuple[float, tuple[float, float, float]]]) -> tuple[float, float]:
     """Returns the limits of a weighted sum of independent means, each with its estimate and limits.
 
@@ -107,13 +116,31 @@ def _bootstrapped(values: _Values) -> tuple[float, float, float]:
     Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; of paired differences: Koehn 2004,
     "Statistical Significance Tests for Machine Translation Evaluation", https://aclanthology.org/W04-3250.
     """
-    rng = np.random.default_rng(0)
-    rows = max(1, _CHUNK // len(values))
-    sizes = [(min(rows, RESAMPLES - start), len(values)) for start in range(0, RESAMPLES, rows)]
-    means = np.concatenate([rng.choice(values, size).mean(axis=1) for size in sizes])
     mean = float(values.mean())
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return mean, min(float(low), mean), max(float(high), mean)
+    low, high = limits(bootstrapped_sums([(1.0, values)]))
+    return mean, min(low, mean), max(high, mean)
+
+
+def bootstrapped_sums(parts: Sequence[tuple[float, _Values]]) -> _Values:
+    """Returns the weighted sum of means in each of the bootstrap's resamples: shape (`RESAMPLES`,).
+
+    Args:
+        parts: for each mean its factor, and one number an item.
+    """
+    rng = np.random.default_rng(0)
+    sums = np.zeros(RESAMPLES)
+    for factor, values in parts:
+        rows = max(1, _CHUNK // len(values))
+        for start in range(0, RESAMPLES, rows):
+            end = min(start + rows, RESAMPLES)
+            sums[start:end] += factor * rng.choice(values, (end - start, len(values))).mean(axis=1)
+    return sums
+
+
+def limits(draws: _Values) -> tuple[float, float]:
+    """Returns the ends between which the middle 95% of the draws lie."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def _binary(values: _Values) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from evomerge.errors import ArchitectureError, StudyError
@@ -12,7 +12,9 @@ from evomerge.merge import plan
 from evomerge.recipe import Recipe
 from evomerge.runtime import by_reference, verify_fold
 from evomerge.search import Outcome
-from evomerge.study.intervals import difference_interval, interval
+from evomerge.study.comparison import Comparison, Optimism, compare, optimism
+from evomerge.study.intervals import interval
+from evomerge.study.objective import Objective
 from evomerge.study.record import MEAN, RESULT, Trial, write_atomically
 from evomerge.study.search_spec import SearchSpec
 from evomerge.study.study import Study
@@ -53,15 +55,15 @@ class ReportData:
         mean: the parents' plain mean, where they have one.
         finalists: the best merges by search score, the winner first.
         recipe: the winner's.
-        difference: the winner's holdout score minus that of `rival`.
-        difference_interval: its 95% interval, paired by item: the lowest of either end over all competitors, as the
-            best of them on these items may not be the best of all.
+        comparisons: the winner on the holdout, paired by item with each of the competitors that were scored there.
         evaluations: candidates on record.
         failures: those of them that could not be scored.
         seconds: spent on ``build``, ``evaluate`` and ``other`` in all search evaluations.
         fold: how much the logits change when the winner's scales are folded into its weights, in float32, relative to
             the largest logit; or why they cannot be folded. None where scales are not searched.
         others: further models to beat: those of earlier stages.
+        optimism: how much the winner's search score overstates it; None where it or all competitors failed.
+        standardized: whether the objective is of standardized scores, see `Objective.scales`.
     """
 
     parents: Sequence[ModelResult]
@@ -69,13 +71,14 @@ class ReportData:
     mean: ModelResult | None
     finalists: Sequence[ModelResult]
     recipe: Recipe
-    difference: float | None
-    difference_interval: tuple[float, float] | None
+    comparisons: Sequence[Comparison]
     evaluations: int
     failures: int
     seconds: Mapping[str, float]
     fold: float | str | None = None
     others: Sequence[ModelResult] = ()
+    optimism: Optimism | None = None
+    standardized: bool = False
 
     @property
     def winner(self) -> ModelResult:
@@ -94,6 +97,21 @@ class ReportData:
         return max(self.competitors, key=lambda other: other.holdout or 0.0, default=None)
 
     @property
+    def comparison(self) -> Comparison | None:
+        """The winner compared with `rival`; None where either was not scored on the holdout."""
+        rival = self.rival
+        return next((one for one in self.comparisons if rival and one.model == rival.name), None)
+
+    @property
+    def difference_interval(self) -> tuple[float, float] | None:
+        """The 95% interval of the winner's difference to the best competitor; None as for `comparison`.
+
+        The lowest of either end over all competitors: the best of them on these items may not be the best of all.
+        """
+        low, high = (min((one.interval[end] for one in self.comparisons), default=None) for end in (0, 1))
+        return None if low is None or high is None else (low, high)
+
+    @property
     def beaten(self) -> bool:
         """Whether the winner beats every competitor on the holdout significantly, by the paired interval."""
         searched = self.winner.name != MEAN  # The plain mean needs no search, and does not beat itself.
@@ -102,13 +120,12 @@ class ReportData:
     @property
     def verdict(self) -> str:
         """One sentence: whether the winner beats its competitors."""
-        rival = self.rival
-        if rival is None or self.difference is None or self.difference_interval is None:
+        comparison = self.comparison
+        if comparison is None or self.difference_interval is None:
             return "Undecided: the winner, or every model to compare it with, could not be scored on the holdout."
         low, high = self.difference_interval
-        name = "the mean of the parents" if rival.name == MEAN else rival.name
-        best = f"the best of its competitors, {name}, on the holdout"
-        gap = f"({self.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f})"
+        best = f"the best of its competitors, {_named(comparison)}, on the holdout"
+        gap = f"({comparison.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f})"
         failed = [
             other.name
             for other in (*self.parents, self.base, self.mean, *self.others)
@@ -121,10 +138,39 @@ class ReportData:
             return f"Not beaten: the winner is the mean of the parents; compared with {best}: {gap}.{rest}"
         return f"Not beaten: the winner does not score significantly above {best} {gap}.{rest}"
 
+    @property
+    def notes(self) -> list[str]:
+        """What else to know about the verdict, a sentence each."""
+        found = []
+        comparison = self.comparison
+        if comparison:
+            found.append(
+                f"Against {_named(comparison)}: {comparison.counts}; better in {comparison.bootstrap_better:.1%} of"
+                " bootstrap resamples."
+            )
+        if self.optimism:
+            low, high = self.optimism.interval
+            found.append(
+                f"Optimism of the winner's search score: {self.optimism.estimate:+.3f} (95% interval {low:+.3f} to"
+                f" {high:+.3f}); from search to holdout it changes by {-self.optimism.drop:+.3f}, its competitors' by"
+                f" {-self.optimism.others_drop:+.3f}."
+            )
+        if comparison and comparison.items_needed and not self.beaten and comparison.items_needed > comparison.items:
+            found.append(
+                f"The holdout of {comparison.items:,} items is too small for a difference of"
+                f" {comparison.difference:+.3f}: about {comparison.items_needed:,} would show it with 80% power."
+            )
+        return found
+
     def as_data(self) -> dict[str, Any]:
-        """Returns the report as plain data, as result.json holds it."""
+        """Returns the report as plain data, as result.json holds it.
+
+        Beside the models: ``difference``, to the best competitor; ``comparisons``, see `Comparison`, one for each
+        competitor; ``optimism``, see `Optimism`; ``notes``, sentences to show with the verdict.
+        """
         data = {
             "verdict": self.verdict,
+            "notes": self.notes,
             "beaten": self.beaten,
             "parents": [_model_result(parent, "model") for parent in self.parents],
             "base": _model_result(self.base, "model") if self.base else None,
@@ -133,9 +179,11 @@ class ReportData:
             "finalists": [_model_result(finalist, "trial") for finalist in self.finalists],
             "difference": {
                 "to": self.rival.name if self.rival else None,
-                "holdout": self.difference,
+                "holdout": self.comparison.difference if self.comparison else None,
                 "holdout_ci": list(self.difference_interval) if self.difference_interval else None,
             },
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "optimism": asdict(self.optimism) if self.optimism else None,
             "evaluations": self.evaluations,
             "failures": self.failures,
             "seconds": dict(self.seconds),
@@ -146,6 +194,10 @@ class ReportData:
             folded = isinstance(self.fold, float)
             data["fold"] = {"difference": self.fold} if folded else {"error": self.fold}
         return data
+
+
+def _named(comparison: Comparison) -> str:
+    return "the mean of the parents" if comparison.model == MEAN else comparison.model
 
 
 def _model_result(result: ModelResult, label: str) -> dict[str, Any]:
@@ -184,13 +236,12 @@ def conclude(study: Study, others: Mapping[str, tuple[Outcome, Outcome]] | None 
     for i, (name, recipe) in enumerate(recipes.items()):
         study.observer.holdout(name, i, len(recipes))
         outcomes[name] = study.on_record(f"holdout:{name}", recipe, name, "holdout")
-    searched = {name: study.value(outcome) for name, outcome in study.baselines.items()}
-    searched |= {trial.name: trial.objective for trial in trials}
+    searched = dict(study.baselines) | {trial.name: trial.outcome for trial in trials}
     further = {name: pair for name, pair in (others or {}).items() if name not in outcomes}
-    searched |= {name: study.value(found) for name, (found, _) in further.items()}
+    searched |= {name: found for name, (found, _) in further.items()}
     outcomes |= {name: found for name, (_, found) in further.items()}
     report = replace(_concluded(study, finalists, outcomes, searched, list(further)), fold=_fold(study, finalists[0]))
-    data = {**report.as_data(), "search": _asked(spec)}
+    data = {**report.as_data(), "search": _asked(spec, study.objective)}
     write_atomically(study.folder / RESULT, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     study.record.set_attribute("holdout", "done")
     return report
@@ -211,7 +262,7 @@ def _fold(study: Study, winner: Trial) -> float | str | None:
         return str(fault)
 
 
-def _asked(spec: SearchSpec) -> dict[str, Any]:
+def _asked(spec: SearchSpec, objective: Objective) -> dict[str, Any]:
     """Returns how the search was done, and on what, as result.json holds it."""
     return {
         "optimizer": spec.settings.optimizer,
@@ -222,6 +273,7 @@ def _asked(spec: SearchSpec) -> dict[str, Any]:
                 "metric": task.metric,
                 "weight": entry.weight,
                 "holdout_items": len(task.items("holdout")),
+                "scale": scale._asdict() if (scale := objective.scales.get(task.name)) else None,
             }
             for task, entry in zip(spec.tasks, spec.recipe.tasks, strict=True)
         ],
@@ -232,7 +284,7 @@ def _concluded(
     study: Study,
     finalists: Sequence[Trial],
     outcomes: Mapping[str, Outcome],
-    searched: Mapping[str, float | None],
+    searched: Mapping[str, Outcome],
     others: Sequence[str],
 ) -> ReportData:
     spec = study.spec
@@ -247,29 +299,29 @@ def _concluded(
             shift = value - sum(weight * outcome.means[task] for task, weight in weights.items())
             low, high = interval(outcome.scored, weights)
             bounds = (min(low + shift, value), max(high + shift, value))
-        return ModelResult(name, searched[name], value, bounds, outcome.means, outcome.error)
+        return ModelResult(name, study.value(searched[name]), value, bounds, outcome.means, outcome.error)
 
     spent = [trial.outcome for trial in study.record.trials] + list(study.baselines.values())
     found = ReportData(
         parents=[result(name) for name in spec.parents],
         base=result(spec.base) if spec.base else None,
-        mean=result(MEAN) if searched.get(MEAN) is not None else None,
+        mean=result(MEAN) if MEAN in searched and searched[MEAN].scored else None,
         others=[result(name) for name in others],
         finalists=[result(trial.name) for trial in finalists],
         recipe=Recipe.model_validate(finalists[0].recipe),
-        difference=None,
-        difference_interval=None,
+        comparisons=(),
+        standardized=bool(study.objective.scales),
         evaluations=len(study.candidates),
         failures=sum(trial.objective is None for trial in study.candidates),
         seconds={part: sum(o.seconds[part] for o in spent) for part in ("build", "evaluate", "other")},
     )
-    rival = found.rival
-    if found.winner.holdout is None or rival is None:
+    if found.winner.holdout is None or not found.competitors:
         return found
     own = outcomes[found.winner.name].scored
-    gaps = [difference_interval(own, outcomes[other.name].scored, weights) for other in found.competitors]
+    names = [other.name for other in found.competitors]
+    known = [(searched[name], outcomes[name]) for name in (found.winner.name, *names) if searched[name].scored]
     return replace(
         found,
-        difference=found.winner.holdout - (rival.holdout or 0.0),
-        difference_interval=(min(low for low, _ in gaps), min(high for _, high in gaps)),
+        comparisons=[compare(own, outcomes[name].scored, weights, name) for name in names],
+        optimism=optimism(known[0], known[1:], weights) if len(known) > 1 else None,
     )

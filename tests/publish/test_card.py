@@ -64,6 +64,7 @@ def test_the_text_has_the_recipe_the_search_and_every_score(case: Path):
     assert "5 candidates, with the optimizer `cma-es` and seed 7" in text
     assert "- `written`: `exact_match`, 16 held-out items, weight 0.5" in text
     assert result["verdict"].split(":")[0] in text
+    assert "Optimism of the winner's search score" in text
     for label, row in [("**this model**", result["winner"]), ("mean of the parents", result["mean"])] + [
         (Path(row["model"]).name, row) for row in (*result["parents"], result["base"])
     ]:

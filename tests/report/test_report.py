@@ -107,7 +107,8 @@ def test_a_page_needs_nothing_else_and_its_links_lead_to_files(run: LoadedRun, t
 def test_a_page_says_what_was_found(finished: LoadedRun, tmp_path: Path):
     page = Page(report_page(finished, tmp_path)).text
     result = json.loads((finished.folder / "result.json").read_text())
-    assert result["verdict"].replace(f"{finished.folder.parent}/", "") in page
+    for text in (result["verdict"], *result["notes"]):
+        assert text.replace(f"{finished.folder.parent}/", "") in page
     for model in [*result["parents"], result["mean"], result["base"], *result["finalists"]]:
         low, high = model["holdout_ci"]
         assert f"{model['holdout']:.3f} ({low:.3f} to {high:.3f})" in page

@@ -1,12 +1,13 @@
 """Intervals: published examples, the ends of the scale, coverage counted out, and what a search concludes from them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from evomerge.recipe import Recipe
-from evomerge.study import ModelResult, ReportData, interval
+from evomerge.study import Comparison, ModelResult, ReportData, interval
 from evomerge.study.intervals import difference_interval
 
 ONE = {"t": 1.0}
@@ -84,8 +85,11 @@ def report(winner: float, difference: tuple[float, float], name: str = "trial 3"
     own = standing(name, winner)
     base, mean, parent = (standing(key, others.get(key)) for key in ("base", "mean", "parent"))
     recipe = Recipe.parse("{merge_method: passthrough, models: [{model: parent}]}")
-    best = max(others.values())
-    return ReportData([parent], base, mean, [own], recipe, winner - best, difference, 1, 0, {})
+    comparisons = [
+        Comparison(key, winner - score, difference, difference, 0.5, 3, 1, 6, 0.6, {"t": winner - score}, None)
+        for key, score in others.items()
+    ]
+    return ReportData([parent], base, mean, [own], recipe, comparisons, 1, 0, {})
 
 
 @pytest.mark.parametrize("rival", ["base", "mean", "parent"])
@@ -118,3 +122,20 @@ def test_a_competitor_that_could_not_be_scored_is_named():
     found = report(0.8, (0.1, 0.2), base=0.1, parent=0.65)
     failed = ModelResult("broken", None, None, None, {}, "its logits are not finite")
     assert ReportData(**{**vars(found), "base": failed}).verdict.endswith("Not scored: broken.")
+
+
+@pytest.mark.parametrize(("difference", "needed", "told"), [(0.03, 870, True), (0.03, 9, False), (-0.03, None, False)])
+def test_a_holdout_that_is_too_small_for_the_difference_is_told(difference: float, needed: int | None, told: bool):
+    found = report(0.65 + difference, (difference - 0.1, difference + 0.1), parent=0.65)
+    found = replace(found, comparisons=[replace(found.comparisons[0], items_needed=needed)])
+    assert found.comparisons[0].items == 10
+    text = "The holdout of 10 items is too small for a difference of +0.030: about 870 would show it with 80% power."
+    assert (text in found.notes) == told
+    assert found.as_data()["notes"] == found.notes
+
+
+def test_a_significant_difference_needs_no_larger_holdout():
+    found = report(0.8, (0.01, 0.3), parent=0.65)
+    found = replace(found, comparisons=[replace(found.comparisons[0], items_needed=20)])
+    assert found.beaten
+    assert not any("too small" in note for note in found.notes)

@@ -39,6 +39,28 @@ def test_a_run_holds_every_trial_number_and_score(whole: Path):
         assert run.value(run.holdout[parent["model"]]) == parent["holdout"]
 
 
+def test_the_result_compares_the_winner_with_every_competitor_item_by_item(whole: Path):
+    run = load_run(whole)
+    result = run.result
+    winner = run.holdout[result["winner"]["trial"]]
+    others = {one["model"]: one for one in (*result["parents"], result["base"], result["mean"])}
+    others.pop(result["winner"]["trial"], None)
+    assert [one["model"] for one in result["comparisons"]] == list(others)
+    for one in result["comparisons"]:
+        other = run.holdout[one["model"]]
+        assert one["difference"] == pytest.approx(result["winner"]["holdout"] - others[one["model"]]["holdout"])
+        assert sum(one["tasks"].values()) == pytest.approx(one["difference"])
+        pairs = [pair for task in run.tasks for pair in zip(winner.items[task], other.items[task], strict=True)]
+        assert (one["gained"], one["lost"]) == (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
+        assert one["gained"] + one["lost"] + one["same"] == len(pairs) == 32
+    drop = result["winner"]["search"] - result["winner"]["holdout"]
+    drops = [one["search"] - one["holdout"] for one in others.values()]
+    assert result["optimism"]["drop"] == pytest.approx(drop)
+    assert result["optimism"]["estimate"] == pytest.approx(drop - np.mean(drops))
+    scales = {task["task"]: task["scale"] for task in result["search"]["tasks"]}
+    assert scales == {name: scale._asdict() for name, scale in run.objective.scales.items()}
+
+
 def test_the_table_of_a_run_is_a_data_frame(whole: Path):
     run = load_run(whole)
     frame = run.to_pandas()
