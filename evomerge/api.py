@@ -14,6 +14,7 @@ from typing import Any, TypedDict, Unpack
 from evomerge.errors import TaskError
 from evomerge.evaluation import Evaluator
 from evomerge.merge import (
+    Plan,
     WeightStore,
     compute_device,
     into_directory,
@@ -26,28 +27,33 @@ from evomerge.publish import Publication, card_files, publish
 from evomerge.recipe import Recipe, StagedRecipe, is_run, load, recipe_file
 from evomerge.runtime import ResidentRuntime, compute_dtype
 from evomerge.study import (
+    Comparison,
     Observer,
     ReportData,
     SearchSpec,
     Stages,
     Study,
+    compare,
     conclude,
     interval,
     load_run,
     prepare,
 )
 from evomerge.study.stages import study_name
-from evomerge.tasks import Split, open_task
+from evomerge.tasks import Split, Task, open_task
 
 __all__ = [
     "Applied",
+    "Comparison",
     "Evaluation",
     "Observer",
     "Publication",
+    "TaskComparison",
     "TaskScore",
     "apply",
     "evaluate",
     "load_run",
+    "open_model",
     "prepared",
     "publish",
     "search",
@@ -232,28 +238,74 @@ class Evaluation:
                 del score["completions"]
         return data
 
+    def compared(self, other: Evaluation) -> list[TaskComparison]:
+        """Returns this model compared with another, item by item, on each task and split that both were scored on."""
+        theirs = {(score.task, score.split): {score.task: score.items} for score in other.scores}
+        return [
+            TaskComparison(task, split, compare({task: score.items}, theirs[task, split], {task: 1.0}, other.model))
+            for score in self.scores
+            for task, split in [(score.task, score.split)]
+            if (task, split) in theirs
+        ]
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Two models on one split of one task.
+
+    Attributes:
+        task: the task's name.
+        split: ``search`` or ``holdout``.
+        comparison: the difference, its interval, and the items gained and lost.
+    """
+
+    task: str
+    split: str
+    comparison: Comparison
+
+
+def open_model(model: str) -> Plan:
+    """Returns the plan of a model, or of a recipe's model; reads headers and configs but no weights.
+
+    Args:
+        model: a folder, a Hub id, the path of a recipe without holes, or the folder of a run.
+
+    Raises:
+        EvomergeError: the model or the recipe is not valid.
+    """
+    if is_run(Path(model)):
+        model = str(recipe_file(Path(model)))
+    if model.endswith((".yaml", ".yml")) or (os.path.exists(model) and not os.path.isdir(model)):
+        return open_recipe(Path(model))
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
+    return plan(recipe, open_models(recipe))
+
 
 def evaluate(
     model: str,
-    tasks: Sequence[Path | str],
+    tasks: Sequence[Task | Path | str],
     *,
     splits: Sequence[Split] = ("holdout",),
+    limit: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    scored: Callable[[TaskScore], None] = lambda _score: None,
 ) -> Evaluation:
     """Returns the scores of a model, or of the model of a recipe, on tasks; nothing is written.
 
     Args:
         model: a folder, a Hub id, the path of a recipe without holes, or the folder of a run.
-        tasks: task files.
+        tasks: tasks, or their files.
         splits: ``search``, ``holdout``, or both.
+        limit: scores the first so many items of each split only.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto``: the fastest.
         dtype: the name of the dtype in which the model runs; ``auto``: the fastest.
+        scored: called with each score as soon as it is known.
 
     Raises:
         EvomergeError: the model, the recipe or a task is not valid.
     """
-    opened = [open_task(path) for path in tasks]
+    opened = [task if isinstance(task, Task) else open_task(task) for task in tasks]
     faults = [
         f'{second.path}: has the same name as {first.path}, "{second.name}"; give one of them another'
         for first, second in combinations(opened, 2)
@@ -261,28 +313,27 @@ def evaluate(
     ]
     if faults:
         raise TaskError(faults)
-    if is_run(Path(model)):
-        model = str(recipe_file(Path(model)))
-    if model.endswith((".yaml", ".yml")) or (os.path.exists(model) and not os.path.isdir(model)):
-        made = open_recipe(Path(model))
-    else:
-        recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
-        made = plan(recipe, open_models(recipe))
+    made = open_model(model)
     where = compute_device(device)
     store = WeightStore(made.layout.checkpoints, "disk", where, reused=False)
     runtime = ResidentRuntime(made, store, device, compute_dtype(made.layout, where, dtype))
     evaluator = Evaluator(opened, runtime.tokenizer, runtime.max_length, runtime.vocabulary_size, runtime.processor)
-    items = {split: evaluator.items(split) for split in splits}  # before the weights: their faults cost no time
+    # Before the weights: faults of items cost no time.
+    items = {
+        (split, task.name): [item for item in evaluator.items(split) if item.task == task.name][:limit]
+        for split in splits
+        for task in opened
+    }
     started = time.perf_counter()
     loaded = runtime.load(made)
     seconds = {"build": time.perf_counter() - started, "evaluate": 0.0}
     scores = []
-    for split in splits:
-        found = evaluator.scores(loaded, items[split])
+    for (split, name), some in items.items():
+        found = evaluator.scores(loaded, some)
         seconds["evaluate"] += found.cost.seconds
-        by_task, written = found.by_task(), found.completions_by_task()
-        for name, values in by_task.items():
-            bounds = interval(by_task, {name: 1.0})
-            scores.append(TaskScore(name, split, found.means[name], bounds, values, written.get(name)))
+        values, written = found.by_task()[name], found.completions_by_task().get(name)
+        bounds = interval({name: values}, {name: 1.0})
+        scores.append(TaskScore(name, split, found.means[name], bounds, values, written))
+        scored(scores[-1])
     tokens = {"prompt": loaded.tokens.prompt, "new": loaded.tokens.new}
     return Evaluation(model, tuple(scores), seconds, tokens)

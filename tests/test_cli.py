@@ -108,16 +108,16 @@ def test_the_model_that_is_written_scores_what_the_search_recorded_item_for_item
     assert (applied.returncode, applied.stdout.count("\n")) == (0, 1)
     AutoModelForCausalLM.from_pretrained(out)
     tasks = [folder / "tasks" / "likely.yaml", folder / "tasks" / "written.yaml"]
-    scored = json.loads(evomerge("eval", out, *tasks, "--split", "both", "--json").stdout)
+    scored = json.loads(evomerge("eval", out, *tasks, "--split", "both", "--format", "json").stdout)
     result = json.loads((run / "result.json").read_text())
     with Record(run) as record:
         best = max(record.trials, key=lambda trial: (trial.objective, -trial.number))
         holdout = record.attribute(f"holdout:{result['winner']['trial']}")
-    for row in scored["scores"]:
+    for row in scored["evaluations"][0]["scores"]:
         recorded = best.outcome.items if row["split"] == "search" else holdout["items"]
         assert row["items"] == list(recorded[row["task"]]), (row["task"], row["split"])
-    unwritten = json.loads(evomerge("eval", run / "best.yaml", *tasks, "--split", "both", "--json").stdout)
-    assert [row["items"] for row in unwritten["scores"]] == [row["items"] for row in scored["scores"]]
+    unwritten = json.loads(evomerge("eval", run / "best.yaml", *tasks, "--split", "both", "--format", "json").stdout)
+    assert unwritten["evaluations"][0]["scores"] == scored["evaluations"][0]["scores"]
 
 
 def test_runs_are_listed(found):
@@ -282,8 +282,8 @@ def test_the_best_recipe_of_a_run_is_applied_from_anywhere_by_its_folder(
     assert evomerge("check", tmp_path / "run").returncode == 0
     assert evomerge("apply", tmp_path / "run", "merged").returncode == 0
     task = folder / "tasks" / "likely.yaml"
-    scores = [json.loads(evomerge("eval", model, task, "--json").stdout)["scores"] for model in ("run", "merged")]
-    assert scores[0] == scores[1]
+    found = json.loads(evomerge("eval", "run", "merged", task, "--format", "json").stdout)["evaluations"]
+    assert found[0]["scores"] == found[1]["scores"]
     (tmp_path / "empty").mkdir()
     assert "without best.yaml" in evomerge("apply", tmp_path / "empty", "out").stderr
 
@@ -365,7 +365,7 @@ def test_a_recipe_from_a_pipe_is_read_once(found):
         (("apply", "x" * 5000, "out"), 1, "too long"),
         (("eval", "x" * 5000, "TASK"), 1, "no such folder"),
         (("eval", "~nobody/" + "x" * 5000, "TASK"), 1, "no such folder"),
-        (("eval", "MODEL", "x" * 5000), 1, "too long"),
+        (("eval", "MODEL", "x" * 5000 + ".yaml"), 1, "too long"),
         (("eval", "MODEL", "TASK", "--split", "[/x]"), 2, "'[/x]' is not one of 'search', 'holdout', 'both'"),
         (("check", "RECIPE", "--device", "[/x]"), 1, "[/x]"),
         (("[/x]",), 2, "[/x]"),
@@ -429,7 +429,7 @@ def test_ctrl_c_says_one_true_line_in_every_command(found, tmp_path: Path):
     run = tmp_path / "run"
     search = ("search", recipe, "--run-dir", run, "--evaluations", 2)
     for name, arguments, line in (
-        ("rows.jsonl", ("eval", folder / "a", task), "Stopped: scoring is incomplete, so no score is shown."),
+        ("rows.jsonl", ("eval", folder / "a", task), "Stopped: nothing has been scored."),
         ("config.json", search, "Stopped: nothing is scored yet; the same command resumes the search."),
         (
             f".result.json.{UNFINISHED}",

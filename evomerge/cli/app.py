@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,13 +14,13 @@ from rich.text import Text
 
 import evomerge
 from evomerge.cli import stoppable
-from evomerge.cli.console import argument, out, say
+from evomerge.cli.console import ComputeDtype, Device, argument, out, say
+from evomerge.cli.evaluating import evaluate
 from evomerge.cli.publishing import publish
 from evomerge.errors import EvomergeError
 
 if TYPE_CHECKING:
     from evomerge.study import Observer, SearchSpec
-    from evomerge.tasks import Split
 
 app = typer.Typer(
     name="evomerge",
@@ -43,14 +41,6 @@ logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 RecipeFile = Annotated[Path, argument(metavar="RECIPE", help="A search recipe: a YAML file.")]
 RecipeOrRun = Annotated[Path, argument(metavar="RECIPE", help="A recipe: a YAML file, or the folder of a run.")]
 OutDir = Annotated[Path, argument(metavar="OUT_DIR", help="The folder to write.")]
-Model = Annotated[str, argument(metavar="MODEL", help="A folder, a Hub id, a recipe, or the folder of a run.")]
-Tasks = Annotated[list[Path], argument(metavar="TASK", help="Task files.")]
-Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1 or mps; auto: the fastest, and several GPUs if one is too small.")
-]
-ComputeDtype = Annotated[
-    str, typer.Option(metavar="DTYPE", help="The dtype to run models in: their own, or float32; auto: the faster one.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -105,7 +95,8 @@ def search(
     Example: evomerge search recipes/quickstart.yaml --evaluations 40
     """
     from evomerge import api
-    from evomerge.cli.display import SearchDisplay, conclusion_table, fitted, spent
+    from evomerge.cli.display import SearchDisplay, spent
+    from evomerge.cli.tables import conclusion_table, fitted
     from evomerge.merge import compute_device
 
     folder = run_dir or Path("runs") / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}")
@@ -131,6 +122,7 @@ def search(
         report = api.search(spec, folder, device=device, storage=storage, watching=shown)
         out.print(fitted(conclusion_table(report), out))
         say(report.verdict, style="bold")
+        say(*report.notes, sep="\n")
         say(spent(report), f"Make the model: evomerge apply {best} OUT_DIR", sep="\n")
 
 
@@ -186,34 +178,7 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-@app.command("eval")
-def evaluate(
-    model: Model,
-    tasks: Tasks,
-    split: Annotated[Literal["search", "holdout", "both"], typer.Option(help="The items to score.")] = "holdout",
-    device: Device = "auto",
-    compute_dtype: ComputeDtype = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON with the score and the completion of every item.")
-    ] = False,
-) -> None:
-    """Score a model, or the model of a recipe, on tasks.
-
-    The model of a recipe is merged in memory; nothing is written.
-
-    Example: evomerge eval merged eval_tasks/quickstart_addition.yaml --split both
-    """
-    from evomerge import api
-    from evomerge.cli.display import fitted, scores_table
-
-    splits: tuple[Split, ...] = ("search", "holdout") if split == "both" else (split,)
-    with stoppable(lambda: "Stopped: scoring is incomplete, so no score is shown."):
-        with nullcontext() if as_json else out.status(Text(f"Scoring {model}")):
-            found = api.evaluate(model, tasks, splits=splits, device=device, dtype=compute_dtype).as_data()
-        if as_json:
-            sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-        else:
-            out.print(fitted(scores_table(found["scores"]), out))
+app.command("eval")(evaluate)
 
 
 @app.command()

@@ -1,12 +1,10 @@
-"""What a search shows while it runs and when it ends, and the tables of scores."""
+"""What a search shows while it runs, and what it took."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal as size
@@ -16,12 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.report.names import short_names
+from evomerge.cli.tables import MEAN_LABEL
 from evomerge.search import Outcome
-from evomerge.study import ModelResult, Observer, ReportData, SearchSpec, Trial
+from evomerge.study import Observer, ReportData, SearchSpec, Trial
 from evomerge.study.record import MEAN
-
-_MEAN = "mean of the parents"
 
 LINE_SECONDS = 10.0
 """The least time between two lines, if the output is not a terminal."""
@@ -76,7 +72,7 @@ class SearchDisplay(Observer):
     def trial(self, trial: Trial, fresh: bool) -> None:
         """Shows the score of one more merge."""
         if trial.proposal is None:
-            self._baselines[_MEAN] = trial.objective
+            self._baselines[MEAN_LABEL] = trial.objective
         else:
             self._candidates.append(trial)
             self._read_back += not fresh
@@ -92,7 +88,7 @@ class SearchDisplay(Observer):
 
     def holdout(self, name: str, done: int, total: int) -> None:
         """Shows the holdout's progress."""
-        self._now = f"holdout: {_MEAN if name == MEAN else name}, {done + 1} of {total}"
+        self._now = f"holdout: {MEAN_LABEL if name == MEAN else name}, {done + 1} of {total}"
         self._fraction = done / total
         self._line(self._now, at_once=True)
 
@@ -160,66 +156,3 @@ def spent(report: ReportData) -> str:
     failed = f", {report.failures} failed" if report.failures else ""
     build, evaluate, other = (duration(report.seconds[part]) for part in ("build", "evaluate", "other"))
     return f"{report.evaluations} evaluations{failed}: {build} building, {evaluate} evaluating, {other} other."
-
-
-def fitted(table: Table, console: Console) -> RenderableType:
-    """Returns a table, or if the console is too narrow for it, a few lines for each of its rows."""
-    if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
-        return table
-    lines: list[RenderableType] = [Text(str(table.title))] if table.title else []
-    first, *columns = table.columns
-    cells = [first.cells, *(column.cells for column in columns)]
-    for row, (label, *values) in zip(table.rows, zip(*cells, strict=True), strict=True):
-        text = ", ".join(f"{column.header} {value}" for column, value in zip(columns, values, strict=True) if value)
-        lines += [Text(str(label), row.style or ""), Padding(Text(text), (0, 0, 0, 2))]
-    return Group(*lines)
-
-
-def conclusion_table(report: ReportData) -> Table:
-    """Returns the table at the end of a search: every model's search score, holdout score and interval."""
-    table = Table(title="Higher is better. Intervals: 95%.", title_justify="left")
-    table.add_column("model", overflow="fold")
-    tasks = list(report.winner.tasks) if len(report.winner.tasks) > 1 else []
-    for name in ("search", "holdout", "interval", *tasks):
-        table.add_column(name, justify="right", overflow="fold", no_wrap=name == "interval")
-
-    def row(label: str, result: ModelResult, style: str = "") -> None:
-        cells = [label, _number(result.search), _number(result.holdout), _interval(result.interval)]
-        table.add_row(*cells, *(_number(result.tasks.get(task)) for task in tasks), style=style)
-
-    models = [*([report.base] if report.base else []), *report.parents, *report.others]
-    # The last part of a path is enough if only one model has it: the other columns need the width.
-    for model, label in zip(models, short_names([model.name for model in models]), strict=True):
-        row(*((f"{label} (base)", model, "dim") if model is report.base else (label, model)))
-    if report.mean:
-        row(_MEAN, report.mean)
-    table.add_section()
-    winner = _MEAN if report.winner.name == MEAN else report.winner.name
-    row(f"winner: {winner}", report.winner, "bold green" if report.beaten else "bold")
-    for finalist in report.finalists[1:]:
-        if finalist.name != MEAN:
-            row(finalist.name, finalist, "dim")
-    return table
-
-
-def scores_table(scores: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns the table of ``evomerge eval``, a line for each task and split.
-
-    Args:
-        scores: as in the command's JSON.
-    """
-    table = Table("task", "split")
-    for column in ("items", "score", "95% interval"):
-        table.add_column(column, justify="right")
-    for score in scores:
-        cells = [score["task"], score["split"], f"{len(score['items']):,}", _number(score["score"])]
-        table.add_row(*cells, _interval(score["interval"]))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "failed" if value is None else f"{value:.3f}"
-
-
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
