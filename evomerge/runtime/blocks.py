@@ -18,6 +18,7 @@ from evomerge.merge import WeightStore, compute_device, plan
 from evomerge.recipe import Recipe
 from evomerge.runtime.live import LiveModel
 from evomerge.runtime.prefixes import Prefixes
+from evomerge.runtime.shared import Beginning
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,10 @@ class ForwardPass:
         self._states: Tensor | None = None
 
     def begin(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        """Starts a pass, as a hook before the model runs; hidden states are shared if token ids are the only input."""
-        self._batch, self._start, self._states = None, 0, None
-        given = {name for name, value in inputs.items() if value is not None}
-        if not args and given == {"input_ids", "use_cache"} and inputs["use_cache"] is False:
-            ids = inputs["input_ids"].cpu().numpy()
-            self._batch = hashlib.blake2b(repr(ids.shape).encode() + ids.tobytes(), digest_size=16).digest()
+        """Starts a pass, as a hook before the model runs; hidden states are shared if they follow from its inputs."""
+        self._start, self._states = 0, None
+        self._batch = None if args else _digest(inputs)
+        if self._batch is not None:
             self._start, self._states = self.prefixes.deepest(self._batch)
 
     def layer(self, layer: Layer, states: Tensor, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
@@ -163,6 +162,23 @@ class Parent:
         adopt(skeleton, {path: tensor for path, tensor in self.state.items() if path.startswith(f"{self.stack}.")})
         layers: Any = skeleton.get_submodule(self.stack)
         return [Block(layer, ends) for layer, ends in zip(layers, self._ends, strict=True)]
+
+
+def _digest(inputs: Mapping[str, Any]) -> bytes | None:
+    """Returns what hidden states depend on beside the layers; None if they also depend on a cache that goes on."""
+    cache = inputs.get("past_key_values")
+    before = cache.ids if isinstance(cache, Beginning) else ()
+    if inputs.get("use_cache") is not False and not before:
+        return None
+    found = hashlib.blake2b(repr(before).encode(), digest_size=16)
+    for name in ("input_ids", "position_ids", "attention_mask"):
+        value = inputs.get(name)
+        for part in value.values() if isinstance(value, Mapping) else (value,):
+            if part is not None:
+                raw = part.contiguous().view(torch.uint8) if part.is_floating_point() else part
+                found.update(f"{name} {tuple(part.shape)}".encode() + raw.cpu().numpy().tobytes())
+    unknown = inputs.keys() - {"input_ids", "position_ids", "attention_mask", "past_key_values", "use_cache"}
+    return None if any(inputs[name] is not None for name in unknown - {"logits_to_keep"}) else found.digest()
 
 
 def paths_of(model: nn.Module, places: Mapping[str, Tensor | None]) -> dict[str, list[str]]:

@@ -20,14 +20,16 @@ class Forward:
     Attributes:
         module: the same.
         device: where its inputs are.
-        cached: whether it takes a cache of keys and values.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.device = next(module.parameters()).device
         self._accepted = inspect.signature(module.forward).parameters
-        self.cached = "past_key_values" in self._accepted
+
+    def takes(self, name: str) -> bool:
+        """Returns whether the model has an argument of this name."""
+        return name in self._accepted
 
     def __call__(self, **inputs: Any) -> Any:
         """Returns the model's output."""

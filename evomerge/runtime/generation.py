@@ -48,7 +48,7 @@ class Generation:
         mask = padded([[1] * len(request.prompt) for request in batch], "left").to(self._forward.device)
         uneven, positions = bool((mask == 0).any()), (mask.cumsum(-1) - 1).clamp(min=0)
         room = max(request.max_new_tokens for request in batch)
-        cache = growing_cache(self._forward.module.config, room) if self._forward.cached else None
+        cache = growing_cache(self._forward.module.config, room) if self._forward.takes("past_key_values") else None
         completions: list[list[int]] = [[] for _ in batch]
         counts = TokenCounts(prompt=sum(len(request.prompt) for request in batch))
         active = list(range(len(batch)))

@@ -1,21 +1,33 @@
 """`Likelihoods`: log-likelihoods by any causal model that is a torch module.
 
-Only the logits that predict a target are computed. Sequences are padded on the right, where causal attention does not
-look.
+Sequences that begin alike share the work for their common tokens, see `tree.py`. Others are padded on the right, where
+causal attention does not look. Only the logits that predict a target are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evomerge.errors import EvaluationError
-from evomerge.runtime.budget import Budget
+from evomerge.runtime.budget import Budget, out_of_memory
 from evomerge.runtime.forward import Forward, padded
 from evomerge.runtime.protocol import LikelihoodRequest, TokenCounts
+from evomerge.runtime.shared import SharedRunner
+from evomerge.runtime.tree import Ids, packs
+
+PACK = 512
+"""The tokens of a pack: enough for fast matrix products, and few enough for attention with a mask."""
+
+MOST_OF_A_PACK = 4096
+"""Sequences that share a beginning and have more tokens together are run one by one: a mask has the square of them."""
+
+CHUNK = 16_000_000
+"""The logits that are converted to float32 at the same time."""
 
 
 class Likelihoods:
@@ -33,47 +45,80 @@ class Likelihoods:
         self.tokens = TokenCounts()
         self._forward = forward
         self._budget = budget
+        self._shared = SharedRunner(forward)
 
     def __call__(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
         """Returns the log-likelihood of each target given its prompt."""
-        # A target's last token is predicted, but not read: requests that differ in nothing else are run once.
-        runs: dict[tuple[tuple[int, ...], int], list[LikelihoodRequest]] = {}
+        asked: dict[Ids, list[LikelihoodRequest]] = defaultdict(list)
         for request in dict.fromkeys(requests):
-            runs.setdefault((request.prompt + request.target[:-1], len(request.target)), []).append(request)
-        alike = {same[0]: same for same in runs.values()}
-        sums = self._budget.run(alike, lambda batch: self._sums(batch, alike))
-        found = {one: value for leader, same in alike.items() for one, value in zip(same, sums[leader], strict=True)}
+            # A target's last token is predicted, but not read.
+            asked[request.prompt + request.target[:-1]].append(request)
+        found: dict[LikelihoodRequest, float] = {}
+        sequences = sorted(asked)
+        if len(sequences) > 1 and self._shared.possible(sequences[0]):
+            self._run_packs(sequences, asked, found)
+        left = {same[0]: same for same in asked.values() if same[0] not in found}
+        for values in self._budget.run(left, lambda batch: self._rows(batch, left)).values():
+            found |= values
         return [found[request] for request in requests]
 
-    def _sums(
-        self, batch: list[LikelihoodRequest], alike: Mapping[LikelihoodRequest, Sequence[LikelihoodRequest]]
-    ) -> list[list[float]]:
-        """Returns for each request the log-likelihoods of all that differ from it in the last token alone."""
-        logits = self._target_logits(batch)
-        # Any that is not finite makes the least or the greatest so; `isfinite` of each takes twenty times as long.
-        if not torch.isfinite(torch.stack(torch.aminmax(logits))).all():
-            raise EvaluationError("the model's logits are not finite")
-        sums = []
-        for request, part in zip(batch, torch.split(logits, [len(one.target) for one in batch]), strict=True):
-            # One by one, as each takes float32 copies.
-            logs = torch.log_softmax(part.float(), dim=-1)
-            read = torch.tensor(request.target[:-1], dtype=torch.long, device=logs.device)
-            before = logs[:-1].gather(-1, read[:, None]).double().sum()
-            ends = torch.tensor([one.target[-1] for one in alike[request]], device=logs.device)
-            sums.append((before + logs[-1, ends].double()).tolist())
-        self.tokens += TokenCounts(prompt=sum(request.length - 1 for request in batch))
-        return sums
+    def _run_packs(
+        self, sequences: list[Ids], asked: dict[Ids, list[LikelihoodRequest]], found: dict[LikelihoodRequest, float]
+    ) -> None:
+        """Adds the log-likelihoods of sequences that begin alike; those that do not fit in memory together are left."""
+        # Predictions are made in the packs alone.
+        least = min(len(request.prompt) for same in asked.values() for request in same) - 1
+        needed = [max(len(request.target) for request in asked[one]) for one in sequences]
+        cut = packs(sequences, needed, least, min(PACK, self._budget.tokens), self._budget.logits)
+        if cut is None:
+            return
+        start, rows = cut
+        try:
+            beginning = self._shared.beginning(sequences[0][:start])
+            self.tokens += TokenCounts(prompt=start)
+            for pack in rows:
+                if len(pack.ids) > min(MOST_OF_A_PACK, self._budget.tokens):
+                    continue
+                places = dict(zip(pack.sequences, pack.positions(), strict=True))
+                wanted = [
+                    (request, places[one][len(request.prompt) - 1 - start :])
+                    for one in pack.sequences
+                    for request in asked[one]
+                ]
+                # Several sequences may go on from the same token.
+                distinct = sorted({position for _, positions in wanted for position in positions})
+                logits = self._shared.logits(pack, beginning, distinct)
+                index = {position: row for row, position in enumerate(distinct)}
+                found |= _sums(logits, [(one, [index[position] for position in own]) for one, own in wanted])
+                self.tokens += TokenCounts(prompt=len(pack.ids))
+        except (RuntimeError, MemoryError) as fault:
+            if not out_of_memory(fault):
+                raise
+            self._budget.lower(min(PACK, self._budget.tokens) // 2)
 
-    def _target_logits(self, batch: list[LikelihoodRequest]) -> Tensor:
-        """Returns the logits that predict the targets, (tokens of all targets, vocabulary); no others are computed."""
-        ids = [(request.prompt + request.target)[:-1] for request in batch]
-        rows = padded(ids, "right").to(self._forward.device)
-        wanted = torch.tensor(
-            [(row, len(one.prompt) - 1 + index) for row, one in enumerate(batch) for index in range(len(one.target))]
-        )
+    def _rows(
+        self, batch: list[LikelihoodRequest], alike: dict[LikelihoodRequest, list[LikelihoodRequest]]
+    ) -> list[dict[LikelihoodRequest, float]]:
+        """Returns the log-likelihoods of all requests that have the same tokens as each of a batch."""
+        rows = [(request.prompt + request.target)[:-1] for request in batch]
+        needed: list[tuple[int, int]] = []
+        wanted: list[list[tuple[LikelihoodRequest, list[int]]]] = []
+        for row, leader in enumerate(batch):
+            first = min(len(request.prompt) for request in alike[leader]) - 1
+            offset = len(needed) - first
+            needed += [(row, position) for position in range(first, len(rows[row]))]
+            ends = offset + len(rows[row])
+            wanted.append([(one, list(range(offset + len(one.prompt) - 1, ends))) for one in alike[leader]])
+        logits = self._logits(padded(rows, "right").to(self._forward.device), torch.tensor(needed))
+        found = _sums(logits, [one for own in wanted for one in own])
+        self.tokens += TokenCounts(prompt=sum(map(len, rows)))
+        return [{request: found[request] for request, _ in own} for own in wanted]
+
+    def _logits(self, rows: Tensor, needed: Tensor) -> Tensor:
+        """Returns the logits at (row, position) of padded rows, (needed, vocabulary); no others are computed."""
 
         def gathered(states: Tensor) -> Tensor:
-            index = wanted.to(states.device)
+            index = needed.to(states.device)
             return states[index[:, 0], index[:, 1]]
 
         def before_head(_: nn.Module, inputs: tuple[Any, ...]) -> Any:
@@ -89,3 +134,25 @@ class Likelihoods:
                 hook.remove()
         # A model without a head module, or with one that is called in another way, returns the logits of all positions.
         return gathered(logits) if logits.shape[:2] == rows.shape else logits[0]
+
+
+def _sums(logits: Tensor, wanted: Sequence[tuple[LikelihoodRequest, Sequence[int]]]) -> dict[LikelihoodRequest, float]:
+    """Returns the log-likelihood of each request's target.
+
+    Args:
+        logits: (positions, vocabulary).
+        wanted: requests with the position that predicts each token of their targets.
+
+    Raises:
+        EvaluationError: the logits are not finite.
+    """
+    # In chunks, as each takes float32 copies.
+    size = max(1, CHUNK // logits.shape[-1])
+    totals = torch.cat([torch.logsumexp(chunk.float(), dim=-1) for chunk in torch.split(logits, size)])
+    rows = torch.tensor([row for _, own in wanted for row in own], device=logits.device)
+    ids = torch.tensor([token for request, _ in wanted for token in request.target], device=logits.device)
+    logs = (logits[rows, ids].float() - totals[rows]).double()
+    if not torch.isfinite(logs).all():
+        raise EvaluationError("the model's logits are not finite")
+    sums = [float(part.sum()) for part in torch.split(logs, [len(own) for _, own in wanted])]
+    return {request: value for (request, _), value in zip(wanted, sums, strict=True)}
