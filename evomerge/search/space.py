@@ -146,9 +146,21 @@ class NumberSpace(Cube):
                 self.dimensions.append(Dimension(name, location, *hole.search, log=hole.log, start=start))
 
     def parameters(self, genome: Genome) -> dict[str, tuple[float, BaseDistribution]]:
-        """Returns the numbers by name, each with its range as Optuna describes it."""
+        """Returns the numbers, each with its range as Optuna describes it, by the names that Optuna's tools show.
+
+        They are ``math: weight[2]`` in place of ``models[0].parameters.weight[2]``, for the model ``org/math``.
+        """
         numbers = self.numbers(genome)
-        return {d.name: (numbers[d.name], FloatDistribution(d.low, d.high, log=d.log)) for d in self.dimensions}
+        return {self._shown(d): (numbers[d.name], FloatDistribution(d.low, d.high, log=d.log)) for d in self.dimensions}
+
+    def _shown(self, dimension: Dimension) -> str:
+        models = [entry.model.rstrip("/").rpartition("/")[2] for entry in self.recipe.models or ()]
+        if dimension.location[0] != "models":
+            return dimension.name
+        model = models[int(dimension.location[1])]
+        # Models whose names end alike are told apart by their locations.
+        own = f"{spelled(dimension.location[:3])}."
+        return f"{model}: {dimension.name.removeprefix(own)}" if models.count(model) == 1 else dimension.name
 
     def decode(self, genome: Sequence[float]) -> Recipe:
         """Returns the recipe that `genome` stands for; every genome of the right length has one.

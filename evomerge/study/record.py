@@ -250,12 +250,13 @@ class Record:
         """
         proposal = trial.proposal
         asked = {"id": proposal.id, "generation": proposal.generation, "genome": proposal.genome} if proposal else {}
+        means = {f"score of {task}": mean for task, mean in trial.outcome.means.items()}
         frozen = optuna.trial.create_trial(
             state=_STATES[trial.outcome.state],
             value=trial.objective,
             params={name: value for name, (value, _) in parameters.items()},
             distributions={name: distribution for name, (_, distribution) in parameters.items()},
-            user_attrs={"kind": trial.kind, "recipe": trial.recipe, **asked, **trial.outcome.as_data()},
+            user_attrs={"kind": trial.kind, **means, "recipe": trial.recipe, **asked, **trial.outcome.as_data()},
         )
         frozen.datetime_complete = datetime.now()
         frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=sum(trial.outcome.seconds.values()))
@@ -395,6 +396,5 @@ def _read(
 
 
 def _trial(number: int, data: Mapping[str, Any]) -> Trial:
-    candidate = data["kind"] == "candidate"
-    proposal = Proposal(data["id"], data["genome"], data["generation"]) if candidate else None
+    proposal = Proposal(data["id"], data["genome"], data["generation"]) if data["kind"] == "candidate" else None
     return Trial(number, proposal, data["recipe"], Outcome.from_data(data))

@@ -227,6 +227,8 @@ def test_searched_numbers_have_names_in_words():
     )
     short = {"org/math": "math", "org/spanish": "spanish"}
     names = ["models[0].parameters.weight[0]", "models[0].parameters.weight[1]", "models[1].parameters.weight"]
+    shown = ["math: weight[0]", "math: weight[1]"]
+    assert number_label(shown[1], recipe, {}, shown) == "math: weight, 2 of 2"
     found = [number_label(name, recipe, short, names) for name in [*names, "parameters.t"]]
     assert found == ["math: weight, 1 of 2", "math: weight, 2 of 2", "spanish: weight", "t"]
 
@@ -368,9 +370,14 @@ def test_the_longest_names_fit_a_phone(finished: LoadedRun, browser: Chromium, t
         {names.get(name, name): outcome for name, outcome in some.items()}
         for some in (finished.baselines, finished.holdout)
     )
+    ends = {Path(name).name: new.rpartition("/")[2] for name, new in names.items()}
+    new = {name: re.sub(r"^\w+", lambda own: ends[own[0]], name) for name in finished.ranges}
+    ranges = {new[name]: numbers for name, numbers in finished.ranges.items()}
+    numbers = tuple({new[name]: number for name, number in trial.items()} for trial in finished.numbers)
     folder = tmp_path / "long"
     folder.mkdir()
     run = replace(finished, folder=folder, recipe=recipe, baselines=baselines, holdout=holdout, result=None)
+    run = replace(run, ranges=ranges, numbers=numbers)
     browser.open(write_report(run, "html"), 400)
     assert browser.value("document.body.innerText.includes('Preference-1: weight')")
     assert browser.value(TOO_WIDE) == []

@@ -48,6 +48,30 @@ def test_one_dimension_for_each_number():
     ]
 
 
+def test_optuna_shows_the_names_of_models_and_locations_where_these_end_alike():
+    names = list(space().parameters((0.5,) * 7))
+    assert names == [
+        "a: weight[0]",
+        "a: weight[1]",
+        "a: weight[2]",
+        "b: weight[0]",
+        "b: weight[1]",
+        "c: weight",
+        "d: weight",
+    ]
+    entry = "parameters: {weight: [{filter: mlp, value: {search: [0, 1]}}, {value: 1}]}"
+    recipe = Recipe.parse(
+        "merge_method: linear\nparameters: {lambda: {search: [0, 1]}}\n"
+        f"models: [{{model: org/math, {entry}}}, {{model: you/m, {entry}}}, {{model: me/m, {entry}}}]\n"
+    )
+    assert set(NumberSpace(recipe, depths={}).parameters((0.5,) * 4)) == {
+        "math: weight[0].value",
+        "models[1].parameters.weight[0].value",
+        "models[2].parameters.weight[0].value",
+        "parameters.lambda",
+    }
+
+
 def test_the_start_is_init_or_the_given_start_moved_into_the_range_or_the_middle():
     starts = [dimension.start for dimension in space().dimensions]
     assert starts == pytest.approx([0.25] * 3 + [-1.0] * 2 + [math.sqrt(0.001)] + [0.9])

@@ -30,7 +30,7 @@ def test_a_run_holds_every_trial_number_and_score(whole: Path):
         assert run.value(trial.outcome) == trial.objective
     assert run.best.objective == max(trial.objective for trial in run.trials) == run.result["winner"]["search"]
     assert run.best_recipe.holes() == {}
-    name = "models[1].parameters.weight"
+    name = "b: weight"
     assert run.ranges[name] == (0.0, 1.0, False)
     assert run.numbers[0] == {}
     assert run.numbers[1][name] == run.trials[1].recipe["models"][1]["parameters"]["weight"]
@@ -66,7 +66,7 @@ def test_the_table_of_a_run_is_a_data_frame(whole: Path):
     frame = run.to_pandas()
     assert frame["score"].tolist() == [trial.objective for trial in run.trials]
     assert frame["kind"].tolist() == ["mean"] + ["candidate"] * 5
-    assert frame["models[1].parameters.weight"].isna().tolist() == [True] + [False] * 5
+    assert frame["b: weight"].isna().tolist() == [True] + [False] * 5
     assert frame["finished"].is_monotonic_increasing
 
 

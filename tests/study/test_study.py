@@ -61,7 +61,9 @@ def test_the_record_holds_every_evaluation(case: Path, whole: Path):
         shares = (sum(items["likely"]) / 8 - likely) / one, (sum(items["written"]) / 8 - written) / other
         expected = (shares[0] + 0.5 * shares[1]) / 1.5
         assert trial.value == pytest.approx(expected)
-    weights = [trial.params["models[1].parameters.weight"] for trial in loaded.trials[1:]]
+        assert trial.user_attrs["score of likely"] == pytest.approx(sum(items["likely"]) / 8)
+    assert set(loaded.trials[1].params) == {"a: weight[0]", "a: weight[1]", "b: weight"}
+    weights = [trial.params["b: weight"] for trial in loaded.trials[1:]]
     recipes = [Recipe.model_validate(trial.user_attrs["recipe"]) for trial in loaded.trials[1:]]
     assert weights == [recipe.models[1].parameters["weight"] for recipe in recipes]
     for name in ("a", "b", "base"):
