@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,12 +82,14 @@ class Hub:
         repositories: by their ids.
         blobs: large files that were uploaded, committed or not, by their SHA-256.
         requests: the method and path of every request, in order.
+        delay: the seconds that each upload of a large file takes.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.delay = 0.0
         self.lock = Lock()
         self._faults: list[Fault] = []
         hub = self
@@ -163,6 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         body = self._body(size)
+        if self.command == "PUT":
+            time.sleep(self.hub.delay)
         try:
             if fault is not None:
                 raise Refusal(fault.status, "as the test commands")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.checkpoint.adapter import ADAPTER_WEIGHTS, AdaptedCheckpoint
-from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, files_beside, unfinished
+from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, belongs_to_model, files_beside, unfinished
 from evomerge.checkpoint.header import TensorInfo, read_object, reading
 from evomerge.checkpoint.hub import Reference, folder_of, tokenizer_folder
 from evomerge.checkpoint.reading import Checkpoint
@@ -26,6 +26,7 @@ __all__ = [
     "CheckpointWriter",
     "Reference",
     "TensorInfo",
+    "belongs_to_model",
     "files_beside",
     "open_checkpoint",
     "read_object",

@@ -92,8 +92,12 @@ def strangers(folder: Path) -> list[str]:
     Raises:
         OSError: the folder cannot be read.
     """
-    known = (*_SIDE_FILES, *_OTHER_FILES)
-    return sorted(name for name in _names(folder) if not (_like(name, known) and (folder / name).is_file()))
+    return sorted(name for name in _names(folder) if not (belongs_to_model(name) and (folder / name).is_file()))
+
+
+def belongs_to_model(name: str) -> bool:
+    """Returns whether a file of this name, with its folder, is part of a checkpoint of ours or of transformers."""
+    return _like(name, (*_SIDE_FILES, *_OTHER_FILES))
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -24,6 +24,10 @@ INTERRUPTED = 130
 """The exit status that shells give a process that SIGINT ended."""
 
 
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+"""A token of the Hub, which a user may give in place of something else."""
+
+
 class Stopped(EvomergeError):
     """Ctrl-C; the message says in what state the command was left."""
 
@@ -59,13 +63,19 @@ def _leave(*_: object) -> None:
 
 
 @contextmanager
-def stoppable(message: Callable[[], str]) -> Iterator[None]:
-    """Makes Ctrl-C unwind the block and end the command with the line that `message` then returns."""
+def stoppable(message: Callable[[], str], at_once: str = "") -> Iterator[None]:
+    """Makes Ctrl-C unwind the block and end the command with the line that `message` then returns.
+
+    Args:
+        message: says in what state the command was left.
+        at_once: is shown at once, where unwinding can take long.
+    """
     pressed = False
 
     def press(*_: object) -> None:
         nonlocal pressed
         pressed = True
+        os.write(2, at_once.encode())
         # A second Ctrl-C ends the process at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt
@@ -94,6 +104,7 @@ def _report(fault: Exception) -> None:
         text = _bug(fault)
     if label and sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         label = f"\x1b[31m{label}\x1b[0m"
+    text = _TOKEN.sub("hf_***", text)
     # Control characters in someone else's recipe must not reach the terminal.
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
     sys.stderr.write(f"{label}{text}\n")
@@ -121,6 +132,6 @@ def _bug(fault: Exception) -> str:
 
 
 def _without_passwords(text: str) -> str:
-    """Returns text whose URLs show no passwords: the user will send it to others."""
-    text = re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1***@", text)
+    """Returns text without the Hub's tokens, whose URLs show no passwords: the user will send it to others."""
+    text = _TOKEN.sub("hf_***", re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1***@", text))
     return re.sub(r"(pass\w*=)[^&\s'\"]+", r"\1***", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from rich.text import Text
 
 import evomerge
 from evomerge.cli import stoppable
-from evomerge.cli.console import ComputeDtype, Device, argument, out, say
+from evomerge.cli.console import ComputeDtype, Device, argument, byte_bars, out, say
 from evomerge.cli.evaluating import evaluate
 from evomerge.cli.publishing import publish
 from evomerge.errors import EvomergeError
@@ -143,26 +144,22 @@ def apply(
 
     Example: evomerge apply runs/quickstart/best.yaml merged
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
     from evomerge import api
 
     before = _inode(out_dir)
-    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
     def stopped() -> str:
         return f"Stopped: {out_dir} is {'unchanged' if _inode(out_dir) == before else 'complete'}."
 
     with stoppable(stopped):
-        with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-            bar = progress.add_task("", visible=False)
+        with byte_bars() as progress:
             made = api.apply(
                 recipe,
                 out_dir,
                 shard_gigabytes=shard_size,
                 overwrite=overwrite,
                 card=card,
-                progress=lambda done, total: progress.update(bar, completed=done, total=total, visible=True),
+                progress=partial(progress, "writing"),
             )
         say(f"{out_dir}: {made.tensors} tensors, {size(made.nbytes)}", *made.warnings, sep="\n")
 

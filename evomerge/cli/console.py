@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 # Names of models, files and tasks are printed verbatim, even if they look like markup.
 out = Console(markup=False, emoji=False, highlight=False)
@@ -19,3 +24,27 @@ Device = Annotated[
 ComputeDtype = Annotated[
     str, typer.Option(metavar="DTYPE", help="The dtype to run models in: their own, or float32; auto: the faster one.")
 ]
+
+
+@contextmanager
+def byte_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields what shows a bar on a terminal: called with what is done, the bytes so far, and all that there are."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+    bars: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = progress.add_task(what, total=total)
+            progress.start()
+        progress.update(bars[what], completed=done, visible=done < total)
+        if done >= total:
+            progress.stop()  # the Hub's client draws bars of its own
+
+    try:
+        yield show
+    finally:
+        progress.stop()

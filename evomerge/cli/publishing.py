@@ -10,7 +10,7 @@ import typer
 from rich.filesize import decimal as size
 
 from evomerge.cli import stoppable
-from evomerge.cli.console import argument, out, say
+from evomerge.cli.console import argument, byte_bars, say
 
 
 def publish(
@@ -50,14 +50,20 @@ def publish(
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    elif out.is_terminal:
-        say(f"Checking every file of {source}")
-    with stoppable(lambda: "Stopped: the same command completes the upload."):
+    stopping = "\nStopping when the files on their way have arrived; press Ctrl-C again to stop at once.\n"
+    with stoppable(lambda: "Stopped: the same command completes the upload.", stopping), byte_bars() as progress:
         done = published(
-            source, repo_id, private=private, revision=revision, dry_run=dry_run, licence=licence, card=card
+            source,
+            repo_id,
+            private=private,
+            revision=revision,
+            dry_run=dry_run,
+            licence=licence,
+            card=card,
+            progress=progress,
         )
     notes = [f"not uploaded, as it is no part of a model: {name}" for name in done.left_out]
-    notes += [f"the recipe names a folder of this machine, for all to see: {name}" for name in done.local_models]
+    notes += [f"note: {note}" for note in done.notes]
     files = [f"{size(count):>10}  {name}" for name, count in done.files.items()]
     end = f"{done.url}: published" if done.url else f"Not uploaded, as --dry-run says: {done.folder} to {repo_id}"
     say(*files, *notes, f"{end}, {len(done.files)} files, {size(done.nbytes)}", sep="\n")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoint import Reference
 from evomerge.errors import EvomergeError
 from evomerge.methods import METHODS
-from evomerge.publish.checks import CARD, PICTURE, RECIPE
+from evomerge.publish.checks import CARD, PICTURE, RECIPE, read_card
 from evomerge.publish.licences import Licence
 from evomerge.publish.parents import Parent, licence_of, parents
 from evomerge.recipe import Recipe
 from evomerge.report import drawing_of, to_svg
-from evomerge.report.names import short_names, with_short_names
+from evomerge.report.names import printable, short_names, with_short_names
 from evomerge.study.record import MEAN, read_result
 from evomerge.study.stages import MODEL
 
@@ -23,6 +25,8 @@ _OWN_METHODS = frozenset({"tsv", "iso_c", "wudi"})
 
 _NEGATED = frozenset({"nll_per_token", "bits_per_byte"})
 """Metrics whose scores are their negatives, so that higher is better."""
+
+_SEAL = "\n<!-- Written by evomerge, which replaces this card until somebody edits it: "
 
 _PICTURE_LINE = f"![The recipe]({PICTURE})\n\n"
 
@@ -49,11 +53,33 @@ def card_files(recipe: Recipe, name: str, run: Path | None = None, licence: Lice
         _reproduction(recipe, models),
         _licences(models, resolved) if isinstance(resolved, Licence) else "",
     ]
-    texts = {CARD: f"---\n{metadata}\n---\n\n" + "\n".join(part for part in body if part)}
+    text = f"---\n{metadata}\n---\n\n" + "\n".join(part for part in body if part)
     try:
-        return {**texts, PICTURE: to_svg(drawing_of(recipe.merge_only()))}
+        return {CARD: sealed(text), PICTURE: to_svg(drawing_of(recipe.merge_only()))}
     except EvomergeError:  # More layers than a picture shows.
-        return {CARD: texts[CARD].replace(_PICTURE_LINE, "")}
+        return {CARD: sealed(text.replace(_PICTURE_LINE, ""))}
+
+
+def sealed(text: str) -> str:
+    """Returns a card with a last line by which `is_sealed` knows that nobody has edited it."""
+    return f"{text}{_SEAL}{sha256(text.encode()).hexdigest()[:16]} -->\n"
+
+
+def unsealed(text: str) -> str:
+    """Returns a card without the line that `sealed` adds."""
+    return text.rpartition(_SEAL)[0] or text
+
+
+def is_sealed(text: str) -> bool:
+    """Returns whether a card is as evomerge wrote it, so that it may be replaced."""
+    return text == sealed(unsealed(text))
+
+
+def with_licence(text: str, licence: Licence) -> str:
+    """Returns a card that states this licence, and is sealed if it was."""
+    card = read_card(unsealed(text) if is_sealed(text) else text, CARD)
+    card.data.license, card.data.license_name, card.data.license_link = licence.id, licence.name, licence.link
+    return sealed(str(card)) if is_sealed(text) else str(card)
 
 
 def _result(run: Path, recipe: Recipe) -> Mapping[str, Any] | None:
@@ -120,7 +146,7 @@ def _metadata(recipe: Recipe, name: str, models: Sequence[Parent], licence: Lice
 
 def _introduction(recipe: Recipe, name: str, models: Sequence[Parent]) -> str:
     method = METHODS[recipe.merge_method]
-    shown = _short(models)
+    shown = public_names(models)
     lines = [f"- {_link(one, shown[one.name])}" for one in models]
     return (
         f"# {_escaped(name)}\n\nA merge of these models by `{method.name}` ([source]({method.paper})), made with"
@@ -131,8 +157,7 @@ def _introduction(recipe: Recipe, name: str, models: Sequence[Parent]) -> str:
 
 def _yaml(recipe: Recipe, models: Sequence[Parent]) -> str:
     """Returns a recipe as a block of YAML, without paths of this machine."""
-    local = local_names(models)
-    text = recipe.merge_only().with_models(lambda reference: local.get(reference, reference)).to_yaml()
+    text = public_recipe(recipe, models).to_yaml()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}yaml\n{text}{fence}\n"
 
@@ -197,30 +222,39 @@ def _reproduction(recipe: Recipe, models: Sequence[Parent]) -> str:
     if package:
         method = f"`{recipe.merge_method}`"
         text += f"\nThe method {method} is that of the package {_escaped(package)}, which must be installed.\n"
-    local = local_names(models)
+    names = public_names(models)
+    local = [f"`{names[one.name]}`" for one in models if one.hub_id is None]
     if local:
-        named = ", ".join(f"`{short}`" for short in local.values())
-        text += f"\n{named}: not on the Hub under this name; in the recipe, name the folder of your copy.\n"
+        text += f"\n{', '.join(local)}: not on the Hub under this name; in the recipe, name the folder of your copy.\n"
     for one in models:
         if one.recipe is not None:
-            text += f"\n`{local[one.name]}` is a merge too, by this recipe:\n\n{_yaml(one.recipe, parents(one.recipe))}"
+            text += f"\n`{names[one.name]}` is a merge too, by this recipe:\n\n{_yaml(one.recipe, parents(one.recipe))}"
     return text
 
 
-def local_names(models: Sequence[Parent]) -> dict[str, str]:
-    """Returns short names of the models that are folders, by the paths that the recipe has: nobody else has those."""
-    short = _short(models)
-    return {one.name: short[one.name] for one in models if one.hub_id is None}
+def public_names(models: Sequence[Parent]) -> dict[str, str]:
+    """Returns what others can call models, by their names in the recipe: ids of the Hub, or folders without paths.
+
+    A stage's model is called as the stage.
+    """
+    names = [one.hub_name or (one.name.removesuffix(f"/{MODEL}") if one.recipe else one.name) for one in models]
+    return {one.name: one.hub_name or end for one, end in zip(models, short_names(names), strict=True)}
 
 
-def _short(models: Sequence[Parent]) -> dict[str, str]:
-    """Returns short names of models by their names in the recipe; a stage's model is called as the stage."""
-    names = [one.name.removesuffix(f"/{MODEL}") if one.recipe else one.name for one in models]
-    return dict(zip((one.name for one in models), short_names(names), strict=True))
+def public_recipe(recipe: Recipe, models: Sequence[Parent]) -> Recipe:
+    """Returns what is merged, with the names of `public_names` in place of paths of this machine."""
+    names = public_names(models)
+
+    def public(reference: str) -> str:
+        whole = Reference.parse(reference, recipe.folders)
+        parts = [part for part in (whole.model_text, whole.adapter_text) if part is not None]
+        return "+".join(names.get(part, part) for part in parts)
+
+    return recipe.merge_only().with_models(public)
 
 
 def _licences(models: Sequence[Parent], licence: Licence) -> str:
-    shown = _short(models)
+    shown = public_names(models)
     lines = [f"- {_link(one, shown[one.name])}: {_escaped(str(one.licence or 'not stated'))}" for one in models]
     return (
         f"## License\n\n{_escaped(str(licence))}. The models that were merged have these:\n\n" + "\n".join(lines) + "\n"
@@ -231,10 +265,11 @@ def _shown(names: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, short_names(names), strict=True))
 
 
-def _link(model: Parent, short: str) -> str:
-    return f"[{_escaped(model.name)}](https://huggingface.co/{model.hub_id})" if model.hub_id else f"`{short}`"
+def _link(model: Parent, public: str) -> str:
+    return f"[{_escaped(public)}](https://huggingface.co/{model.hub_id})" if model.hub_id else f"`{public}`"
 
 
 def _escaped(text: str) -> str:
-    """Returns text in which no character is Markdown or HTML."""
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in text)
+    """Returns text as one line in which no character is Markdown or HTML."""
+    line = printable(" ".join(text.split()))
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#&~" else character for character in line)

@@ -17,8 +17,15 @@ CARD = "README.md"
 RECIPE = "evomerge_recipe.yaml"
 PICTURE = "evomerge_recipe.svg"
 
+Progress = Callable[[str, int, int], None]
+"""Is called with what is being done, the bytes that are done, and all that there are."""
+
 _PIECE = 1 << 22
 """How many elements of a tensor are read at a time."""
+
+
+def unwatched(_what: str, _done: int, _total: int) -> None:
+    """Is a `Progress` that shows nothing."""
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -42,7 +49,20 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def check_model(folder: Path) -> list[str]:
+def check_revision(revision: str) -> None:
+    """Checks that `revision` can be the name of a branch.
+
+    Raises:
+        PublishError: it cannot.
+    """
+    if not re.fullmatch(r"\w([\w./-]*[\w-])?", revision) or ".." in revision or "//" in revision:
+        raise PublishError(
+            f"--revision {revision!r} cannot be the name of a branch; expected letters, digits, dots, dashes,"
+            " underscores and slashes, such as v2"
+        )
+
+
+def check_model(folder: Path, progress: Progress) -> list[str]:
     """Returns the names of a model's files in its folder, all of them complete, its config and tokenizer loaded.
 
     The names are of the weights and of what a runtime loads beside them, of the card, the recipe, its picture and
@@ -50,6 +70,7 @@ def check_model(folder: Path) -> list[str]:
 
     Args:
         folder: a model's folder, as `apply` writes it.
+        progress: called while weights are read.
 
     Raises:
         PublishError: a weight is not finite, or the config or the tokenizer cannot be loaded.
@@ -64,7 +85,7 @@ def check_model(folder: Path) -> list[str]:
         beside = [path.relative_to(folder).as_posix() for path in files_beside(folder)]
         if any(re.match(r"tokenizer|vocab|tekken|.*\.(model|tiktoken)$", name) for name in beside):
             _loads(folder, "its tokenizer", AutoTokenizer.from_pretrained)
-        bad = _not_finite(checkpoint)
+        bad = _not_finite(checkpoint, progress)
         if bad:
             more = f" and {len(bad) - 3} more tensors" if len(bad) > 3 else ""
             raise PublishError(
@@ -89,20 +110,27 @@ def _loads(folder: Path, what: str, load: Callable[..., Any]) -> None:
         raise PublishError(f"{folder}: {what} cannot be loaded by transformers: {reason}; nothing was sent") from None
 
 
-def _not_finite(checkpoint: Checkpoint) -> list[str]:
+def _not_finite(checkpoint: Checkpoint, progress: Progress) -> list[str]:
     """Returns the names of the tensors that have a NaN or an infinity."""
+    done = 0
 
     def finite(name: str) -> bool:
+        nonlocal done
         info = checkpoint.tensors[name]
+        done += info.nbytes
         if not info.dtype.is_floating_point:
             return True
         for start in range(0, info.numel, _PIECE):
             piece = checkpoint.piece(name, start, min(start + _PIECE, info.numel))
+            left = info.nbytes - start * info.dtype.itemsize
+            progress("checking", done - left, checkpoint.nbytes)
             if not all_finite(piece.float() if piece.element_size() == 1 else piece):
                 return False
         return True
 
-    return [name for name in checkpoint.tensors if not finite(name)]
+    bad = [name for name in checkpoint.tensors if not finite(name)]
+    progress("checking", checkpoint.nbytes, checkpoint.nbytes)
+    return bad
 
 
 def read_card(text: str, name: str) -> Any:

@@ -14,11 +14,16 @@ from types import MappingProxyType
 
 from evomerge.errors import PublishError
 
-_DEDICATIONS = ("cc0-1.0", "unlicense", "wtfpl")
 _PERMISSIVE = ("mit", "isc", "zlib", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "ncsa")
-_COMMUNITY = ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma")
+_COMMUNITY = ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma")
 _CC = ("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
+_OTHER_TERMS = ("cc-by-4.0", "cc-by-nc-4.0", *_COMMUNITY)
 _GPL3 = ("lgpl-3.0", "gpl-3.0", "agpl-3.0")
+
+_ANY = (*_PERMISSIVE, "apache-2.0", *_CC, "gpl-2.0", *_GPL3, *_COMMUNITY)
+
+LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+"""How the Hub names licences."""
 
 NO_DERIVATIVES = frozenset({"cc-by-nd-4.0", "cc-by-nc-nd-4.0"})
 """Licences under which no merge may be shared."""
@@ -31,20 +36,16 @@ _CC_FAQ = (
 
 # Each: licences of parts, licences that the whole may have, and who says so.
 _RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
-    (
-        _DEDICATIONS,
-        (*_PERMISSIVE, "apache-2.0", *_CC, "gpl-2.0", *_GPL3, *_COMMUNITY),
-        "https://creativecommons.org/publicdomain/zero/1.0/",
-    ),
+    (("cc0-1.0",), _ANY, "https://creativecommons.org/publicdomain/zero/1.0/"),
+    (("unlicense",), _ANY, "https://unlicense.org/"),
+    (("wtfpl",), _ANY, f"{_GNU}#WTFPL"),
     (_PERMISSIVE, ("apache-2.0",), "https://www.apache.org/legal/resolved.html#category-a"),
-    (_PERMISSIVE, ("gpl-2.0", *_GPL3), f"{_GNU}#Expat"),
+    (_PERMISSIVE, ("gpl-2.0", *_GPL3), f"{_GNU}#GPLCompatibleLicenses"),
+    # They ask for their notices, and for nothing else of a work that contains theirs.
+    (_PERMISSIVE, _OTHER_TERMS, f"{_GNU}#Expat"),
     (("apache-2.0",), _GPL3, f"{_GNU}#apache2"),
     # Section 4: a derivative work as a whole may have different terms.
-    (
-        ("apache-2.0", *_PERMISSIVE),
-        ("cc-by-4.0", "cc-by-nc-4.0", *_COMMUNITY),
-        "https://www.apache.org/licenses/LICENSE-2.0",
-    ),
+    (("apache-2.0",), _OTHER_TERMS, "https://www.apache.org/licenses/LICENSE-2.0"),
     (("cc-by-4.0",), ("cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"), _CC_FAQ),
     (("cc-by-nc-4.0",), ("cc-by-nc-sa-4.0",), _CC_FAQ),
     (("cc-by-4.0",), ("gpl-3.0",), f"{_GNU}#ccby"),
@@ -52,6 +53,18 @@ _RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("lgpl-3.0",), ("gpl-3.0", "agpl-3.0"), f"{_GNU}#LGPLv3"),
     (("gpl-3.0",), ("agpl-3.0",), f"{_GNU}#AGPLv3.0"),
 )
+
+_LLAMA = 'start its name with "Llama", show "Built with Llama", and include the text and a file with the notice'
+CONDITIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "llama2": "include the text and a file with the notice (section 1.b)",
+        "llama3": 'start its name with "Llama 3", show "Built with Meta Llama 3", and include the text and a file with'
+        " the notice (section 1.b)",
+        **dict.fromkeys(("llama3.1", "llama3.2", "llama3.3", "llama4"), f"{_LLAMA} (section 1.b)"),
+        "gemma": "include the text, its restrictions of use, and a file with the notice (section 3.1)",
+    }
+)
+"""What a licence asks of whoever publishes a merge, beside stating it."""
 
 SOURCES: Mapping[tuple[str, str], str] = MappingProxyType(
     {(part, whole): source for parts, wholes, source in _RULES for part in parts for whole in wholes}
@@ -103,7 +116,7 @@ def named(text: str) -> Licence:
     Raises:
         PublishError: it is not one word, as the Hub names licences.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", text):
+    if not LICENCE_ID.fullmatch(text):
         raise PublishError(
             f"--license {text!r}: expected the Hub's name of a licence, such as apache-2.0 or cc-by-nc-4.0; the names"
             " are listed in https://huggingface.co/docs/hub/repositories-licenses"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,19 @@ from evomerge.checkpoint.hub import HUB_ID
 from evomerge.errors import RecipeError
 from evomerge.paths import find
 from evomerge.publish.checks import CARD, RECIPE
-from evomerge.publish.licences import Licence, combined
+from evomerge.publish.licences import LICENCE_ID, Licence, combined
 from evomerge.recipe import Recipe
 
 _MOST_BYTES = 1 << 20
 """A card with more is not read."""
+
+_CACHED = re.compile(r"([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})")
+"""A model's folder in the Hub's cache, after ``models--``: its owner, name and commit."""
+
+# Of somebody else's card, no more is repeated than this: its text must not become markup of ours.
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z]{2,8})*|multilingual|code")
+_LICENCE_NAME = re.compile(r"[\w .()+-]{1,100}", re.ASCII)
+_LINK = re.compile(r"(https://)?[\w./~%+-]{1,300}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,8 @@ class Parent:
 
     Attributes:
         name: as the recipe names it.
-        hub_id: its id on the Hub; None for a folder.
+        hub_id: its id on the Hub; None for a folder, but for one in the Hub's cache.
+        hub_name: the id and the revision, as a recipe on any machine can name it; None where there is no id.
         licence: as its card states it, or as it follows for a merge without a card; None where it is not known.
         languages: as its card lists them.
         recipe: of a folder that holds a merge without a card, such as a stage of a search, its recipe.
@@ -35,6 +45,7 @@ class Parent:
 
     name: str
     hub_id: str | None
+    hub_name: str | None
     licence: Licence | None
     languages: tuple[str, ...]
     recipe: Recipe | None
@@ -64,23 +75,18 @@ def _merged(name: str, folder: Path, inside: frozenset[Path]) -> Parent:
     try:
         recipe = Recipe.load(folder / RECIPE)
     except RecipeError:
-        return Parent(name, None, None, (), None, ())
+        return Parent(name, None, None, None, (), None, ())
     models = parents(recipe, inside)
     licence = licence_of(models)
     languages = dict.fromkeys(language for one in models for language in one.languages)
     bases = dict.fromkeys(base for one in models for base in one.bases)
     stated = licence if isinstance(licence, Licence) else None
-    return Parent(name, None, stated, tuple(languages), recipe, tuple(bases))
+    return Parent(name, None, None, stated, tuple(languages), recipe, tuple(bases))
 
 
 def licence_of(models: Iterable[Parent]) -> Licence | str:
     """Returns the licence of a merge of these models, or why there is none."""
     return combined({one.name: one.licence for one in models})
-
-
-def folders_named(recipe: Recipe) -> tuple[str, ...]:
-    """Returns the models and adapters of a recipe that are folders of this machine, as the recipe names them."""
-    return tuple(name for name, _, _, folder in _named(recipe) if folder is not None)
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[str, str, str | None, Path | None]]:
@@ -98,18 +104,31 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str, str | None, Path | None]]
 
 
 def _parent(name: str, model: str, folder: Path | None, metadata: Mapping[str, Any]) -> Parent:
-    licence, languages = metadata.get("license"), metadata.get("language")
+    # A path of a folder that is no longer there is no id.
+    hub_id, hub_name = (model, name) if folder is None and HUB_ID.fullmatch(model) else (None, None)
+    if folder is not None and (cached := _CACHED.fullmatch(folder.absolute().as_posix().rpartition("/models--")[2])):
+        hub_id = f"{cached[1]}/{cached[2]}"
+        hub_name = f"{hub_id}@{cached[3]}"
+    languages = metadata.get("language")
+    listed = [languages] if isinstance(languages, str) else languages if isinstance(languages, list) else []
+    spoken = tuple(one for one in listed if isinstance(one, str) and _LANGUAGE.fullmatch(one))
+    return Parent(name, hub_id, hub_name, _licence(metadata, hub_id), spoken, None, (hub_id,) if hub_id else ())
+
+
+def _licence(metadata: Mapping[str, Any], hub_id: str | None) -> Licence | None:
+    """Returns the licence that a card states; None where it states none as the Hub names them."""
+    licence, name, link = (metadata.get(key) for key in ("license", "license_name", "license_link"))
     if isinstance(licence, list) and len(licence) == 1:
         licence = licence[0]
-    stated = None
-    if isinstance(licence, str) and licence.strip():
-        more = [value if isinstance(value := metadata.get(f"license_{key}"), str) else None for key in ("name", "link")]
-        stated = Licence(licence.strip().lower(), *more)
-    listed = [languages] if isinstance(languages, str) else languages if isinstance(languages, list) else []
-    # A path of a folder that is no longer there is no id.
-    hub_id = model if folder is None and HUB_ID.fullmatch(model) else None
-    spoken = tuple(one for one in listed if isinstance(one, str))
-    return Parent(name, hub_id, stated, spoken, None, (hub_id,) if hub_id else ())
+    if not isinstance(licence, str) or not LICENCE_ID.fullmatch(licence.strip().lower()):
+        return None
+    name = name if isinstance(name, str) and _LICENCE_NAME.fullmatch(name) else None
+    if not isinstance(link, str) or not _LINK.fullmatch(link):
+        link = None
+    elif not link.startswith("https://"):
+        # The name of a file beside that card.
+        link = f"https://huggingface.co/{hub_id}/blob/main/{link}" if hub_id else None
+    return Licence(licence.strip().lower(), name, link)
 
 
 def _downloaded(model: str, revision: str | None) -> Path | None:

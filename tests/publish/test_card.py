@@ -227,6 +227,43 @@ def test_a_card_that_a_user_wrote_is_kept_and_one_that_is_missing_is_written(cas
     assert hub.repositories["me/own"].files()["README.md"].data.decode() == own
 
 
+HOSTILE = "x\n\n# Theirs <script>alert(1)</script> [click](http://evil.test)"
+
+
+def test_a_models_card_puts_nothing_but_names_into_ours(tmp_path: Path):
+    for name, metadata in (
+        ("x", {"license": HOSTILE, "language": [HOSTILE, "en", 3]}),
+        ("y", {"license": "other", "license_name": HOSTILE, "license_link": "javascript:alert(1)"}),
+        ("z", {"license": "other", "license_name": "mine", "license_link": "LICENSE"}),
+    ):
+        tiny_checkpoint(tmp_path / name, layers=1)
+        (tmp_path / name / "README.md").write_text(f"---\n{json.dumps(metadata)}\n---\n")
+        card = card_files(Recipe.load(linear(tmp_path, tmp_path / name)), HOSTILE)["README.md"]
+        assert "\n# Theirs" not in card
+        assert "<script" not in card.replace("\\<", "")
+        assert "javascript" not in card
+        data = ModelCard(card).data
+        assert data.get("language") == (["en"] if name == "x" else None)
+        # A file beside that card is not beside ours.
+        assert (data.get("license_name"), data.get("license_link")) == (("mine", None) if name == "z" else (None, None))
+
+
+def test_an_adapters_folder_is_not_named_by_its_path(case: Path, tmp_path: Path):
+    (tmp_path / "adapter").mkdir()
+    text = card_files(Recipe.load(linear(tmp_path, f"{case / 'a'}+{tmp_path / 'adapter'}")), "m")["README.md"]
+    assert str(case) not in text
+    assert str(tmp_path) not in text
+    assert "model: a+adapter\n" in text
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_licence_with_conditions_is_published_with_a_note_of_them(case: Path, tmp_path: Path):
+    model = shutil.copytree(case / "a", tmp_path / "a")
+    assert publish(model, "me/m").notes == ()
+    (note,) = publish(model, "me/m", licence="llama3.1").notes
+    assert note.startswith('llama3.1 has conditions that you must meet: start its name with "Llama"')
+
+
 def test_backticks_in_a_recipe_do_not_end_its_block(case: Path, tmp_path: Path):
     recipe = linear(tmp_path, case / "a", chat_template="'```{{ x }}'")
     text = card_of(recipe).text

@@ -9,21 +9,24 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
 from evomerge.api import evaluate
 from evomerge.errors import CheckpointError, EvomergeError, PublishError
 from evomerge.publish import publish
-from tests.hub import TOKEN, Hub
+from evomerge.recipe import Recipe
+from tests.hub import TOKEN, Blob, Hub
 from tests.study.search_case import search, write_case
 from tests.test_cli import evomerge
 from tests.tiny import tiny_checkpoint
@@ -138,16 +141,154 @@ def test_without_a_card_none_is_sent_and_none_is_needed(model: Path, hub: Hub):
     assert "README.md" not in hub.repositories["me/m"].files()
 
 
+def test_a_recipe_is_sent_without_paths_of_this_machine_and_keeps_them_here(searched: Path, hub: Hub, tmp_path: Path):
+    cached = tmp_path / "models--them--base" / "snapshots" / ("5" * 40)
+    shutil.copytree(searched / "base", cached)
+    out = tmp_path / "out"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {cached}\n"
+        f"models: [{{model: {searched}/a, parameters: {{weight: 0.5}}}}]\n"
+    )
+    evomerge("apply", recipe, out)
+    done = evomerge("publish", out, "me/m")
+    assert done.returncode == 0, done.stderr
+    assert "note: models that are not on the Hub have the names of their folders in the recipe: a\n" in done.stdout
+    files = hub.repositories["me/m"].files()
+    for name in ("README.md", "evomerge_recipe.yaml", "evomerge_recipe.svg"):
+        assert str(searched) not in files[name].data.decode(), name
+        assert str(tmp_path) not in files[name].data.decode(), name
+    sent = Recipe.parse(files["evomerge_recipe.yaml"].data.decode())
+    assert sent == Recipe.load(out / "evomerge_recipe.yaml").with_models(
+        lambda name: "a" if name == f"{searched}/a" else f"them/base@{'5' * 40}"
+    )
+    assert "put the folder of your copy in its place: a\n" in files["evomerge_recipe.yaml"].data.decode()
+    data = ModelCard(files["README.md"].data.decode()).data
+    assert data.base_model == ["them/base"]
+    # Here it still names the folders, so that it can be applied again.
+    assert f"{searched}/a" in (out / "evomerge_recipe.yaml").read_text()
+
+
+def test_parts_of_another_model_are_removed_by_the_same_commit(sharded: Path, hub: Hub):
+    publish(sharded, "me/m")
+    old = {name: Blob(b"old", lfs=False) for name in ("model.safetensors", "chat_template.jinja", "m.gguf", "LICENSE")}
+    repository = hub.repositories["me/m"]
+    repository.commit("main", {**repository.files(), **old})
+    commits = len(repository.commits)
+    done = publish(sharded, "me/m")
+    assert done.notes == ("removed from me/m, as parts of another model: chat_template.jinja, model.safetensors",)
+    assert len(repository.commits) == commits + 1
+    assert {"m.gguf", "LICENSE"} == set(repository.files()) - {".gitattributes", *(p.name for p in sharded.iterdir())}
+
+
+def test_a_card_that_was_edited_on_the_hub_stays_unless_it_is_replaced_by_one_that_was_edited_here(
+    searched: Path, hub: Hub, tmp_path: Path
+):
+    run = Path(shutil.copytree(searched / "run", tmp_path / "run"))
+    publish(run, "me/m")
+    repository = hub.repositories["me/m"]
+    own = repository.files()["README.md"]
+    for text, kept in ((own.data + b"More.\n", True), (b"---\nlicense: mit\n---\n", False)):
+        repository.commit("main", {**repository.files(), "README.md": Blob(text, lfs=False)})
+        done = publish(run, "me/m")
+        assert repository.files()["README.md"].data == (text if kept else own.data)
+        assert any("was edited in me/m and stays as it is" in note for note in done.notes) == kept
+        assert ("README.md" in done.files) != kept
+    repository.commit("main", {**repository.files(), "README.md": Blob(b"Theirs", lfs=False)})
+    (run / "model" / "README.md").write_text(CARD)
+    publish(run, "me/m")
+    assert repository.files()["README.md"].data == CARD.encode()
+
+
+def test_a_card_from_before_the_end_of_a_search_is_written_again_after_it(searched: Path, hub: Hub, tmp_path: Path):
+    run = Path(shutil.copytree(searched / "run", tmp_path / "run"))
+    result = (run / "result.json").read_bytes()
+    (run / "result.json").unlink()
+    before = publish(run, "me/m", licence="gpl-3.0")
+    assert before.notes[0].startswith(f"the search in {run} has not ended: this is its best recipe so far")
+    assert "## Scores" not in (run / "model" / "README.md").read_text()
+    (run / "result.json").write_bytes(result)
+    assert "has not ended" not in " ".join(publish(run, "me/m").notes)
+    card = ModelCard(hub.repositories["me/m"].files()["README.md"].data.decode())
+    assert "## Scores" in card.text
+    assert card.data.license == "gpl-3.0"  # As it was named.
+    own = "---\nlicense: mit\n---\nMy own words.\n"
+    (run / "model" / "README.md").write_text(own)
+    publish(run, "me/m")
+    assert hub.repositories["me/m"].files()["README.md"].data.decode() == own
+
+
+def test_a_file_that_changes_while_it_is_sent_is_reported(model: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    answer = hub.fault_for
+
+    def changing(request: str):
+        if request.startswith("POST /api/models/me/m/commit"):
+            (model / "generation_config.json").write_text("{}")
+        return answer(request)
+
+    monkeypatch.setattr(hub, "fault_for", changing)
+    with pytest.raises(PublishError, match=r"generation_config.json: changed while it was sent, so what me/m has was"):
+        publish(model, "me/m")
+    monkeypatch.setattr(hub, "fault_for", answer)
+    publish(model, "me/m")
+    check_complete(model, hub)
+
+
+def test_progress_reaches_all_bytes(searched: Path, hub: Hub, tmp_path: Path):
+    run = Path(shutil.copytree(searched / "run", tmp_path / "run", ignore=shutil.ignore_patterns("model")))
+    seen: dict[str, list[tuple[int, int]]] = {}
+    publish(run, "me/m", dry_run=True, progress=lambda what, *bytes_: seen.setdefault(what, []).append(bytes_))
+    assert hub.requests == []
+    assert list(seen) == ["writing", "checking"]
+    for steps in seen.values():
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert len(steps) > 2
+        assert steps[-1] == (steps[0][1], steps[0][1])
+
+
+def test_ctrl_c_in_mid_upload_says_what_it_waits_for_and_the_same_command_completes_the_upload(
+    model: Path, hub: Hub, tmp_path: Path
+):
+    hub.delay = 1.0
+    with subprocess.Popen(
+        [sys.executable, "-m", "evomerge", "publish", str(model), "me/m"],
+        env={**os.environ, **environment(hub, tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        while not hub.uploads():
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate()
+    assert running.returncode == 130
+    assert "press Ctrl-C again to stop at once.\n" in said
+    assert said.endswith("Stopped: the same command completes the upload.\n")
+    assert set(hub.repositories["me/m"].files()) == {".gitattributes"}
+    hub.delay = 0.0
+    publish(model, "me/m")
+    check_complete(model, hub)
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(home),
+    }
+
+
 def test_the_command_takes_the_hub_and_the_token_from_the_environment_and_shows_bytes_as_they_go(
     sharded: Path, tmp_path: Path
 ):
     screen, end = os.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     with Hub() as hub:
-        own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        environment = {**os.environ, **own, "HF_HOME": str(tmp_path)}
         command = [sys.executable, "-m", "evomerge", "publish", str(sharded), "me/m"]
-        with subprocess.Popen(command, env=environment, stdout=end, stderr=end) as running:
+        with subprocess.Popen(
+            command, env={**os.environ, **environment(hub, tmp_path)}, stdout=end, stderr=end
+        ) as running:
             os.close(end)
             shown = b""
             with contextlib.suppress(OSError):  # Linux's end of file.
@@ -229,6 +370,41 @@ def test_a_file_that_cannot_be_used_is_refused(model: Path, hub: Hub, name: str,
 def test_a_malformed_repository_id_is_refused(sharded: Path, hub: Hub, repo_id: str):
     with pytest.raises(PublishError, match="is not a repository id; expected OWNER/NAME"):
         publish(sharded, repo_id)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("revision", ["", "a b", "../x", "-x", "v1/", "a..b", "ünï code"])
+def test_a_malformed_branch_is_refused_before_a_repository_is_made(sharded: Path, hub: Hub, revision: str):
+    with pytest.raises(PublishError, match=r"--revision .* cannot be the name of a branch"):
+        publish(sharded, "me/m", revision=revision)
+    assert hub.requests == []
+
+
+def test_a_pull_request_of_a_repository_that_is_not_there_makes_none(sharded: Path, hub: Hub):
+    with pytest.raises(PublishError, match="the Hub finds no such repository or branch"):
+        publish(sharded, "me/m", revision="refs/pr/1")
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("token", ["hf_with\x01control", "hf_é", "hf with a space", "hf_\U0001f600"])
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(
+    sharded: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(PublishError, match="has a space, a control character or a letter that no token has") as refused:
+        publish(sharded, "me/m")
+    assert token not in str(refused.value)
+    assert repr(token)[1:-1] not in str(refused.value)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "more", [[TOKEN], ["me/m", "--license", TOKEN], [f"me/{TOKEN}", "--dry-run", "--revision", ""]]
+)
+def test_a_token_in_place_of_another_argument_is_not_shown(sharded: Path, hub: Hub, more: list[str]):
+    failed = evomerge("publish", sharded, *more)
+    assert failed.returncode == 1
+    assert TOKEN not in failed.stdout + failed.stderr
     assert hub.requests == []
 
 
