@@ -176,7 +176,8 @@ def test_every_command_takes_a_recipe_with_stages(tmp_path: Path):
     assert "stacks of 2 to 4 layers, each with a scale from 0.5 to 2 by genetic, 4 evaluations" in text
     assert "a candidate refers to their layers\nOK: ready to run\n" in text
     assert "stage layers\npassthrough of weights, a\n" in evomerge("show", recipe).stdout
-    assert "has several stages" in evomerge("show", recipe, "--svg", tmp_path / "x.svg").stderr
+    evomerge("show", recipe, "--svg", tmp_path / "x.svg")
+    assert (tmp_path / "x-weights.svg").read_text() != (tmp_path / "x-layers.svg").read_text()
     assert "run evomerge search" in evomerge("apply", recipe, tmp_path / "out").stderr
     run = tmp_path / "run"
     text = evomerge("search", recipe, "--run-dir", run, "--evaluations", 5, "--device", "cpu").stdout

@@ -244,7 +244,14 @@ def _checked(path: Path, spec: Any, where: Any) -> list[str]:
 @app.command()
 def show(
     recipe: RecipeOrRun,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it as SVG.", show_default=False)] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also draw it as SVG, a file for each stage.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Draw a recipe: its numbers by layer and model, its stack of layers, what a search may choose.
 
@@ -256,20 +263,17 @@ def show(
     from evomerge.report import drawing_of, to_svg, to_text
 
     document = load(recipe_file(recipe))
-    if isinstance(document, StagedRecipe):
+    recipes = document.stages if isinstance(document, StagedRecipe) else {"": document}
+    for name, one in recipes.items():
+        drawing = drawing_of(one)
+        say(*_stage(name), to_text(drawing, out.width), sep="\n", end="")
         if svg is not None:
-            raise EvomergeError(f"--svg draws one recipe, and {recipe} has several stages")
-        for name, stage in document.stages.items():
-            say(f"stage {name}", to_text(drawing_of(stage), out.width), sep="\n", end="")
-        return
-    drawing = drawing_of(document)
-    say(to_text(drawing, out.width), end="")
-    if svg is not None:
-        try:
-            svg.write_text(to_svg(drawing), encoding="utf-8")
-        except OSError as fault:
-            raise EvomergeError(f"{svg}: cannot be written: {fault.strerror or fault}") from None
-        say(f"\n{svg}: written")
+            path = svg.with_stem(f"{svg.stem}-{name}") if name else svg
+            try:
+                path.write_text(to_svg(drawing), encoding="utf-8")
+            except OSError as fault:
+                raise EvomergeError(f"{path}: cannot be written: {fault.strerror or fault}") from None
+            say(f"\n{path}: written")
 
 
 @app.command()
