@@ -235,9 +235,21 @@ def _checked(path: Path, spec: Any, where: Any) -> list[str]:
             f"task: {task.name}, {len(task.items('search'))} items to search on, {len(task.items('holdout'))} held out"
             for task in spec.tasks
         ),
+        *_subsets(spec),
         f"memory: {size(spec.live_bytes(dtype))} for {'a candidate' if spec.stacks is None else 'the models'},"
         f" in {str(dtype).removeprefix('torch.')} on {where}; {kept}",
         *plan_warnings(spec.first),
+    ]
+
+
+def _subsets(spec: Any) -> list[str]:
+    """Returns what a search on subsets of the items would score; nothing where each candidate is scored on all."""
+    if spec.subsets is None:
+        return []
+    total = sum(len(task.items("search")) for task in spec.tasks)
+    return [
+        f"items: {spec.subsets.count(0):,} of {total:,} for the first generation; about {spec.most_items_scored:,} item"
+        f" scores in all, in place of {total * spec.settings.evaluations:,}"
     ]
 
 

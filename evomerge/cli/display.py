@@ -17,7 +17,7 @@ from rich.text import Text
 from evomerge.cli.tables import MEAN_LABEL
 from evomerge.search import Outcome
 from evomerge.study import Observer, ReportData, SearchSpec, Trial
-from evomerge.study.record import MEAN
+from evomerge.study.trial import MEAN
 
 LINE_SECONDS = 10.0
 """The least time between two lines, if the output is not a terminal."""
@@ -73,7 +73,7 @@ class SearchDisplay(Observer):
         """Shows the score of one more merge."""
         if trial.proposal is None:
             self._baselines[MEAN_LABEL] = trial.objective
-        else:
+        elif not trial.final:
             self._candidates.append(trial)
             self._read_back += not fresh
             if fresh:
@@ -82,9 +82,11 @@ class SearchDisplay(Observer):
             self._failures += 1
             if fresh:
                 self.note(f"trial {trial.number} failed: {trial.outcome.error}")
-        elif self._best is None or trial.rank < self._best.rank:
-            self._best = trial
         self._line(self._status(), at_once=fresh and len(self._candidates) == self._total)
+
+    def best(self, trial: Trial) -> None:
+        """Shows the best merge so far."""
+        self._best = trial
 
     def holdout(self, name: str, done: int, total: int) -> None:
         """Shows the holdout's progress."""
@@ -155,4 +157,7 @@ def spent(report: ReportData) -> str:
     """Returns the line that says how many candidates a search evaluated, and in what time."""
     failed = f", {report.failures} failed" if report.failures else ""
     build, evaluate, other = (duration(report.seconds[part]) for part in ("build", "evaluate", "other"))
-    return f"{report.evaluations} evaluations{failed}: {build} building, {evaluate} evaluating, {other} other."
+    return (
+        f"{report.evaluations} evaluations{failed}, {report.items_scored:,} items scored: {build} building,"
+        f" {evaluate} evaluating, {other} other."
+    )

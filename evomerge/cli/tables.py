@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evomerge.report.names import short_names
 from evomerge.study import ModelResult, ReportData
-from evomerge.study.record import MEAN
+from evomerge.study.trial import MEAN
 
 if TYPE_CHECKING:
     from evomerge.api import Evaluation, TaskComparison

@@ -17,8 +17,9 @@ from evomerge.publish.parents import Parent, licence_of, parents
 from evomerge.recipe import Recipe
 from evomerge.report import drawing_of, to_svg
 from evomerge.report.names import printable, short_names, with_short_names
-from evomerge.study.record import MEAN, read_result
+from evomerge.study.record import read_result
 from evomerge.study.stages import MODEL
+from evomerge.study.trial import MEAN
 
 _OWN_METHODS = frozenset({"tsv", "iso_c", "wudi"})
 """The methods that mergekit does not have."""

@@ -1,6 +1,7 @@
 """Recipes: mergekit's YAML as input and output, with holes ``{search: [low, high]}`` for a search to fill."""
 
 from evomerge.recipe.document import Recipe, SearchSettings
+from evomerge.recipe.items import ItemSubsets
 from evomerge.recipe.sources import LayerSource, Slice
 from evomerge.recipe.stacks import Mutations, StackHole, StackSearch
 from evomerge.recipe.staged import BEST, StagedRecipe, is_run, load, recipe_file
@@ -11,6 +12,7 @@ __all__ = [
     "BEST",
     "Filtered",
     "Hole",
+    "ItemSubsets",
     "LayerSource",
     "ModelToken",
     "Mutations",

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, mo
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import RecipeError
+from evomerge.recipe.items import Items, ItemSubsets
 from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice, TokensName, exactly_one
 from evomerge.recipe.stacks import Mutations, StackHole, stack_faults
 from evomerge.recipe.tokens import TokenizerSection
@@ -57,6 +58,11 @@ class TaskEntry(Strict):
     weight: float = Field(default=1.0, ge=1e-6, le=1e6)
 
 
+AUTO_START = 20
+AUTO_SHARE = 0.08
+AUTO_GROWTH = 1.06
+"""What ``items: auto`` stands for: it starts with this share of the items, but at least so many."""
+
 MOST_EVALUATIONS = 1_000_000
 """More are refused: at a second each they would take eleven days."""
 
@@ -66,12 +72,14 @@ class SearchSettings(Strict):
 
     Attributes:
         optimizer: a name from the table of optimizers; by default cma-es, for stacks of layers in any order genetic.
-        evaluations: candidates to score, in addition to the parents and their mean.
+        evaluations: candidates to score, in addition to the parents and their mean; with subsets of items, a candidate
+            that is scored on several generations' subsets counts once for each.
         seed: seeds every random choice of the search.
         sigma: CMA-ES's first step, as a fraction of each range; by default a sixth.
         population: candidates per generation, at most `evaluations`; by default 4 + floor(3 ln n) for n numbers, and 32
             for stacks of layers.
         mutations: the genetic search's rates; those that are not given keep their defaults.
+        items: on how many of the search items each generation is scored.
         normalize: standardize the scores of each task before the weighted mean; by default where the tasks' metrics
             have different units.
     """
@@ -82,6 +90,7 @@ class SearchSettings(Strict):
     sigma: float | None = Field(default=None, gt=0, le=1)
     population: int | None = Field(default=None, ge=2)
     mutations: Mutations = Field(default_factory=Mutations)
+    items: Items = "all"
     normalize: bool | None = None
 
     @model_validator(mode="after")
@@ -89,6 +98,12 @@ class SearchSettings(Strict):
         if self.population is not None and self.population > self.evaluations:
             raise ValueError(f"population is {self.population:,}, more than the {self.evaluations:,} evaluations")
         return self
+
+    def subsets(self, total: int) -> ItemSubsets | None:
+        """Returns the subsets to score generations on, of `total` items; None where each is scored on all."""
+        if self.items == "auto":
+            return ItemSubsets(start=max(AUTO_START, round(total * AUTO_SHARE)), growth=AUTO_GROWTH)
+        return None if self.items == "all" else self.items
 
 
 _NOWHERE = Source("recipe", {}, {})

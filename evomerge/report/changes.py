@@ -75,7 +75,9 @@ def changes(run: LoadedRun) -> Changes | None:
         texts = [run.completions.get(name, {}).get(task) for name in (parent, winner)] if split == "holdout" else []
         items = _items(run, task, split)
         for index, (old, new) in enumerate(zip(first.items.get(task, ()), after, strict=False)):
-            if old is None or new is None or old == new:
+            if old is None or new is None:
+                continue
+            if old == new:
                 same += 1
                 continue
             written = [text[index] for text in texts if text and index < len(text)]

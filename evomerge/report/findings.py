@@ -16,6 +16,7 @@ from evomerge.recipe import Recipe
 from evomerge.report.names import short_names
 from evomerge.search import Outcome
 from evomerge.study import LoadedRun, Trial
+from evomerge.study.standings import standings as standings_of
 
 MEAN = "mean"
 _Floats = NDArray[np.float64]
@@ -93,7 +94,8 @@ class Progress:
 
     Attributes:
         scores: shape (candidates,); NaN where one failed.
-        best: the highest score up to each candidate, the parents' mean included; NaN before the first.
+        best: the highest score up to each candidate, the parents' mean included; NaN before the first. Candidates that
+            were scored on subsets of the items count by their standings.
         middle: the median of each candidate's generation.
         seconds: the time spent up to the end of each candidate, the models to merge included.
         names: the candidates.
@@ -111,7 +113,10 @@ def progress(run: LoadedRun) -> Progress:
     candidates = run.candidates
     scores = _scores(candidates)
     mean = [trial.objective for trial in run.trials if not trial.proposal and trial.objective is not None]
-    best = np.fmax.accumulate(np.concatenate([mean or [np.nan], scores]))[1:]
+    # Of candidates that were scored on subsets, the luckiest is not the best.
+    known = standings_of(run.trials)
+    level = [known.get(trial.number, np.nan) for trial in candidates]
+    best = np.fmax.accumulate(np.concatenate([mean or [np.nan], level]))[1:]
     generations = np.array([trial.proposal.generation for trial in candidates if trial.proposal])
     middle = np.full(len(scores), np.nan)
     for generation in set(generations.tolist()):

@@ -11,10 +11,11 @@ from evomerge.recipe import Recipe, SearchSettings
 from evomerge.search.cma_es import CmaEs
 from evomerge.search.genetic import Genetic
 from evomerge.search.optimizer import Drawing, Generational, Optimizer, Proposal
-from evomerge.search.outcome import Outcome, State
+from evomerge.search.outcome import ItemKey, Outcome, State
 from evomerge.search.random_search import RandomSearch
 from evomerge.search.space import DEFAULT_SIGMA, Cube, Dimension, Genome, NumberSpace, Space
 from evomerge.search.stack_space import IndicatorSpace, Layer, Stack, StackSpace
+from evomerge.search.subsets import Subsets
 from evomerge.search.tpe import Tpe
 
 OptimizerMaker = Callable[[Any, SearchSettings], Optimizer[Any]]
@@ -52,6 +53,7 @@ __all__ = [
     "Generational",
     "Genome",
     "IndicatorSpace",
+    "ItemKey",
     "Layer",
     "NumberSpace",
     "Optimizer",
@@ -61,5 +63,6 @@ __all__ = [
     "Stack",
     "StackSpace",
     "State",
+    "Subsets",
     "optimizers_for",
 ]

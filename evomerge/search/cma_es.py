@@ -38,12 +38,13 @@ class CmaEs(Generational[Genome]):
     """CMA-ES in the unit cube, started at the space's start.
 
     All random numbers come from a generator of its own, so nothing that draws from numpy's global one can change the
-    search. A run that has converged is restarted at the best genome so far with twice the population. A failed
+    search. A run that has converged is restarted with twice the population: at the best
+    genome so far, or where subsets of items make scores noisy, at the mean of its distribution. A failed
     candidate ranks behind all others of its generation.
 
     Args:
         space: what is searched.
-        settings: `seed`, `sigma` and `population` are used.
+        settings: `seed`, `sigma`, `population` and `items` are used.
     """
 
     def __init__(self, space: Cube, settings: SearchSettings) -> None:
@@ -52,6 +53,7 @@ class CmaEs(Generational[Genome]):
         self._rng = np.random.default_rng(settings.seed)
         self._sigma = settings.sigma or DEFAULT_SIGMA
         self._population = settings.population or default_population(self._size)
+        self._noisy = settings.items != "all"
         self._largest = LARGEST_POPULATION * self._population
         self._best: tuple[float, Genome] | None = None
         self._strategy = self._started(tuple(space.start.tolist()))
@@ -103,4 +105,8 @@ class CmaEs(Generational[Genome]):
             self._best = best
         if self._strategy.stop():
             self._population = min(2 * self._population, self._largest)
-            self._strategy = self._started(self._best[1])
+            self._strategy = self._started(self.favourite() if self._noisy else self._best[1])
+
+    def favourite(self) -> Genome:
+        """Returns the mean of the distribution, which is better than any of its candidates by noisy scores."""
+        return tuple(self._strategy.result.xfavorite[: self._size].tolist())

@@ -28,16 +28,17 @@ ATTEMPTS = 50
 
 
 class Genetic(Generational[Stack]):
-    """A genetic search with elites; no stack is proposed twice.
+    """A genetic search with elites; no new stack is proposed twice.
 
     The first generation has every model, stacks of one model's first layers and another's last, and models with a block
     of layers repeated. Each later one is drawn when all of the previous one is told: parents win tournaments in the
     population, some are crossed, and all children are mutated. Eiben and Smith 2015, "Introduction to Evolutionary
     Computing", §5. When every stack has been proposed, `ask` returns none.
+    With subsets of items, elites are proposed again in the next generation, and compete on its items alone.
 
     Args:
         space: what is searched.
-        settings: `seed`, `population` and `mutations` are used.
+        settings: `seed`, `population`, `mutations` and `items` are used.
     """
 
     def __init__(self, space: StackSpace, settings: SearchSettings) -> None:
@@ -45,13 +46,20 @@ class Genetic(Generational[Stack]):
         self._space = space
         self._rng = np.random.default_rng(settings.seed)
         self._size = settings.population or DEFAULT_POPULATION
+        self._noisy = settings.items != "all"
         self._rates = {name: float(getattr(settings.mutations, name)) for name in MUTATIONS}
         self._rest = space.all_stacks()
         self._seen: set[Stack] = set()
         self._population: list[tuple[float, int, Stack]] = []  # score, id, stack; the best first
 
     def _next(self) -> list[Stack]:
-        return self._new(self._children() if self._generation >= 0 else self._first())
+        if self._generation < 0:
+            return self._new(self._first())
+        children = self._new(self._children())
+        return [*self._elites(), *children] if self._noisy and children else children
+
+    def _elites(self) -> list[Stack]:
+        return [stack for _, _, stack in self._population[: round(ELITE * self._size)]]
 
     def _learn(self, proposal: Proposal[Stack], outcome: Outcome) -> None:
         self._seen.add(proposal.genome)
@@ -61,7 +69,8 @@ class Genetic(Generational[Stack]):
         """Makes the next population of the elites and the generation."""
         scored = [(score, id, stack) for id, (stack, score) in told.items() if score is not None]
         # Of equal ones the younger goes first: a search on a plateau moves.
-        ranked = sorted([*self._population, *scored], key=lambda one: one[:2], reverse=True)
+        earlier = [] if self._noisy else self._population  # whose scores are not comparable with the generation's
+        ranked = sorted([*earlier, *scored], key=lambda one: one[:2], reverse=True)
         elite = ranked[: round(ELITE * self._size)]
         others = [one for one in sorted(scored, key=lambda one: one[:2], reverse=True) if one not in elite]
         self._population = [*elite, *others][: self._size]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from evomerge.search.outcome import Outcome
+from evomerge.search.outcome import ItemKey, Outcome
+
+BLOCK = 10
+"""Where an optimizer has no generations of its own, this many candidates are one."""
 
 G = TypeVar("G")
 """A genome: one candidate in the form that an optimizer works on."""
@@ -21,13 +24,13 @@ class Proposal(Generic[G]):
         id: counts from 0 in the order in which candidates are drawn.
         genome: the candidate.
         generation: counts from 0; the candidates of one generation are compared with each other.
-        items: the search items to score it on; None for all.
+        items: the search items to score it on; None for all. Optimizers leave the choice to the study.
     """
 
     id: int
     genome: G
     generation: int
-    items: tuple[Any, ...] | None = None
+    items: tuple[ItemKey, ...] | None = None
 
 
 class Optimizer(Protocol[G]):
@@ -58,6 +61,10 @@ class Optimizer(Protocol[G]):
         Raises:
             ValueError: the proposal was told before, or cannot be drawn before others are told.
         """
+        ...
+
+    def favourite(self) -> G | None:
+        """Returns the genome that is best in the optimizer's view, perhaps one not proposed; None if it has no view."""
         ...
 
 
@@ -100,6 +107,10 @@ class Drawing(ABC, Generic[G]):
         self._waiting.pop(proposal.id, None)
         self._learn(proposal, outcome)
         return drawn.genome == proposal.genome
+
+    def favourite(self) -> G | None:
+        """See `Optimizer`."""
+        return None
 
     def _advance(self) -> bool:
         """Draws one more proposal; returns whether there is one."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+ItemKey = tuple[str, int]
+"""A search item: its task, and its index in the task's search split."""
 
 
 class State(StrEnum):
@@ -32,6 +35,7 @@ class Outcome:
         prompt_tokens: tokens that the model read.
         new_tokens: tokens that it wrote.
         error: why it failed; None where it did not.
+        standard_error: of the objective as an estimate of that on all items; 0 where all were scored.
         completions: what the model wrote, for each task that asks for text, one an item; not part of `as_data`.
     """
 
@@ -42,6 +46,7 @@ class Outcome:
     prompt_tokens: int = 0
     new_tokens: int = 0
     error: str | None = None
+    standard_error: float = 0.0
     completions: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     @property
@@ -60,6 +65,27 @@ class Outcome:
         """The mean over the scored items of each task that has any."""
         return {task: math.fsum(scores) / len(scores) for task, scores in self.scored.items()}
 
+    def missing(self, items: Iterable[ItemKey]) -> tuple[ItemKey, ...]:
+        """Returns those of `items` that were not scored."""
+        return tuple((task, index) for task, index in items if self.items[task][index] is None)
+
+    def on(self, items: Iterable[ItemKey]) -> Outcome:
+        """Returns the outcome with the scores on `items` alone, and without an objective."""
+        wanted = set(items)
+        kept = {
+            task: tuple(score if (task, index) in wanted else None for index, score in enumerate(scores))
+            for task, scores in self.items.items()
+        }
+        return replace(self, state=_state(kept), items=kept, objectives=(), standard_error=0.0)
+
+    def joined(self, other: Outcome) -> Outcome:
+        """Returns the outcome with the scores of another one of the same model too, and without an objective."""
+        items = {
+            task: tuple(more if one is None else one for one, more in zip(scores, other.items[task], strict=True))
+            for task, scores in self.items.items()
+        }
+        return replace(self, state=_state(items), items=items, objectives=(), standard_error=0.0)
+
     def as_data(self) -> dict[str, Any]:
         """Returns the outcome as JSON data; `from_data` restores it, every number to the last bit."""
         return {name: value for name, value in asdict(self).items() if name != "completions"}
@@ -67,6 +93,10 @@ class Outcome:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Outcome:
         """Returns the outcome that `as_data` turned into `data`; other keys are ignored."""
-        own = {name: data[name] for name in cls.__dataclass_fields__ if name != "completions"}
+        own = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         items = {task: tuple(scores) for task, scores in own["items"].items()}
         return cls(**{**own, "state": State(own["state"]), "objectives": tuple(own["objectives"]), "items": items})
+
+
+def _state(items: Mapping[str, tuple[float | None, ...]]) -> State:
+    return State.PARTIAL if any(None in scores for scores in items.values()) else State.COMPLETE

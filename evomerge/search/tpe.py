@@ -8,13 +8,13 @@ import numpy as np
 import optuna
 
 from evomerge.recipe import SearchSettings
-from evomerge.search.optimizer import Drawing, Proposal
+from evomerge.search.optimizer import BLOCK, Drawing, Proposal
 from evomerge.search.outcome import Outcome
 from evomerge.search.space import Cube, Genome
 
 
 class Tpe(Drawing[Genome]):
-    """Optuna's multivariate TPE sampler, each genome a generation of its own; the first is the space's start.
+    """Optuna's multivariate TPE sampler, ten genomes to a generation; the first genome is the space's start.
 
     Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", §4; Watanabe 2023,
     https://arxiv.org/abs/2304.11127.
@@ -47,7 +47,7 @@ class Tpe(Drawing[Genome]):
         genome = tuple(trial.suggest_float(name, 0, 1) for name in self._ranges)
         # What was told is added in its own order, so that a replay gives the same study.
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return genome, self._count
+        return genome, self._count // BLOCK
 
     def _learn(self, proposal: Proposal[Genome], outcome: Outcome) -> None:
         if outcome.score is not None:

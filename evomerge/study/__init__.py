@@ -5,12 +5,13 @@ from evomerge.study.intervals import interval
 from evomerge.study.loaded_run import LoadedRun, load_run
 from evomerge.study.objective import Objective
 from evomerge.study.observer import Observer
-from evomerge.study.record import Record, Trial
+from evomerge.study.record import Record
 from evomerge.study.report_data import ModelResult, ReportData, conclude
 from evomerge.study.runs import Run, runs
 from evomerge.study.search_spec import SearchSpec, prepare
 from evomerge.study.stages import Stages
 from evomerge.study.study import Study
+from evomerge.study.trial import Trial
 
 __all__ = [
     "Comparison",

@@ -21,10 +21,12 @@ from evomerge.search import Outcome
 from evomerge.study.completions import Completions, completions
 from evomerge.study.objective import Objective, Scale
 from evomerge.study.recipe_files import RECIPE
-from evomerge.study.record import Trial, read_result, recorded, storage_of
+from evomerge.study.record import read_result, recorded, storage_of
 from evomerge.study.runs import runs
 from evomerge.study.stages import stage_names, study_name
+from evomerge.study.standings import best_of
 from evomerge.study.storage import DATABASE
+from evomerge.study.trial import Trial
 
 if TYPE_CHECKING:
     import pandas
@@ -99,14 +101,13 @@ class LoadedRun:
 
     @property
     def candidates(self) -> tuple[Trial, ...]:
-        """The trials but for the parents' mean."""
-        return tuple(trial for trial in self.trials if trial.proposal)
+        """The trials that the optimizer proposed."""
+        return tuple(trial for trial in self.trials if trial.kind == "candidate")
 
-    @property
+    @cached_property
     def best(self) -> Trial | None:
-        """The trial with the highest search score, the first that was drawn; None where none was scored."""
-        scored = [trial for trial in self.trials if trial.objective is not None]
-        return min(scored, key=lambda trial: trial.rank, default=None)
+        """The best merge so far, with its standing as the objective, see `Study.ranked`; None where none was scored."""
+        return best_of(self.trials)
 
     @cached_property
     def best_recipe(self) -> Recipe | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.search import Outcome
-from evomerge.study.record import Trial
+from evomerge.study.trial import Trial
 
 
 class Observer:
@@ -20,6 +20,9 @@ class Observer:
 
     def trial(self, trial: Trial, fresh: bool) -> None:
         """A merge is on record: just evaluated if `fresh`, otherwise read back."""
+
+    def best(self, trial: Trial) -> None:
+        """`trial` is the best merge so far; its objective is its standing among the others."""
 
     def holdout(self, name: str, done: int, total: int) -> None:
         """The model `name` is being scored on the holdout, after `done` of `total`."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from evomerge.checkpoint import Reference
 from evomerge.errors import StudyError
 from evomerge.recipe import BEST, Recipe
-from evomerge.study.record import Trial, write_atomically
+from evomerge.study.record import write_atomically
+from evomerge.study.trial import Trial
 
 RECIPE = "recipe.yaml"
 

@@ -1,21 +1,20 @@
 """The record of a search: an Optuna study, one transaction an evaluation.
 
-A trial is one merge: trial 0 is the parents' mean, the others are candidates in the order in which their outcomes were
-told to the optimizer. Parents and holdout scores are attributes of the study. A kill between two transactions loses at
-most the evaluation in progress.
+A trial is one evaluation of a merge: trial 0 is the parents' mean, the others are candidates in the order in which
+their outcomes were told to the optimizer; and, after a search on subsets of the items, those that are scored on all of
+them. Parents and holdout scores are attributes of the study. A kill between two transactions loses at most the
+evaluation in progress.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 import sqlalchemy
@@ -26,10 +25,9 @@ from evomerge.checkpoint import read_object, replace_text, unfinished
 from evomerge.errors import CheckpointError, StudyError
 from evomerge.search import Outcome, Proposal, State
 from evomerge.study.storage import DATABASE, Storage
+from evomerge.study.trial import Trial
 
 RESULT = "result.json"
-MEAN = "mean"
-"""The name of the parents' plain mean."""
 ELSEWHERE = "storage.url"
 """The file that names the database where a run's record is, when that is not study.db; without the password."""
 
@@ -37,56 +35,6 @@ FORMAT = 2
 """The version of what a record holds."""
 
 _STATES = {State.COMPLETE: TrialState.COMPLETE, State.PARTIAL: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One recorded evaluation of a merge.
-
-    Attributes:
-        number: counts from 0, in the order of the record.
-        proposal: the candidate, its genome as JSON data; None for the parents' mean.
-        recipe: what was merged, as JSON data.
-        outcome: the scores and the cost.
-    """
-
-    number: int
-    proposal: Proposal[Any] | None
-    recipe: Mapping[str, Any]
-    outcome: Outcome
-
-    @property
-    def kind(self) -> Literal["mean", "candidate"]:
-        """Whether it is the parents' ``mean``, or a ``candidate``."""
-        return "mean" if self.proposal is None else "candidate"
-
-    @property
-    def name(self) -> str:
-        """``mean``, or ``trial N``."""
-        return f"trial {self.number}" if self.proposal else MEAN
-
-    @property
-    def objective(self) -> float | None:
-        """The score, higher is better; None if it failed."""
-        return self.outcome.score
-
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Sorts scored trials, the best first; ties in the order in which they were drawn.
-
-        That is not the order of the record, in which stacks are sorted: it must not choose between equal ones.
-        """
-        return -(self.objective or 0.0), self.proposal.id if self.proposal else -1
-
-    @property
-    def key(self) -> str:
-        """Text that is equal for trials of equal recipes."""
-        return recipe_key(self.recipe)
-
-
-def recipe_key(recipe: Mapping[str, Any]) -> str:
-    """Returns text that is equal for equal recipes' data."""
-    return json.dumps(recipe, sort_keys=True)
 
 
 class Record:
@@ -396,5 +344,6 @@ def _read(
 
 
 def _trial(number: int, data: Mapping[str, Any]) -> Trial:
-    proposal = Proposal(data["id"], data["genome"], data["generation"]) if data["kind"] == "candidate" else None
-    return Trial(number, proposal, data["recipe"], Outcome.from_data(data))
+    kind = data["kind"]
+    proposal = None if kind == "mean" else Proposal(data["id"], data["genome"], data["generation"])
+    return Trial(number, proposal, data["recipe"], Outcome.from_data(data), final=kind == "final")

@@ -15,13 +15,11 @@ from evomerge.search import Outcome
 from evomerge.study.comparison import Comparison, Optimism, compare, optimism
 from evomerge.study.intervals import interval
 from evomerge.study.objective import Objective
-from evomerge.study.record import MEAN, RESULT, Trial, write_atomically
+from evomerge.study.record import RESULT, write_atomically
 from evomerge.study.search_spec import SearchSpec
+from evomerge.study.standings import FINALISTS
 from evomerge.study.study import Study
-
-FINALISTS = 5
-"""How many merges are scored on the holdout. The first one wins: a winner chosen by its holdout score would have the
-highest of five draws, a biased score."""
+from evomerge.study.trial import MEAN, Trial, items_scored
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class ReportData:
         comparisons: the winner on the holdout, paired by item with each of the competitors that were scored there.
         evaluations: candidates on record.
         failures: those of them that could not be scored.
+        items_scored: the scores of search items that the candidates took.
         seconds: spent on ``build``, ``evaluate`` and ``other`` in all search evaluations.
         fold: how much the logits change when the winner's scales are folded into its weights, in float32, relative to
             the largest logit; or why they cannot be folded. None where scales are not searched.
@@ -74,6 +73,7 @@ class ReportData:
     comparisons: Sequence[Comparison]
     evaluations: int
     failures: int
+    items_scored: int
     seconds: Mapping[str, float]
     fold: float | str | None = None
     others: Sequence[ModelResult] = ()
@@ -186,6 +186,7 @@ class ReportData:
             "optimism": asdict(self.optimism) if self.optimism else None,
             "evaluations": self.evaluations,
             "failures": self.failures,
+            "items_scored": self.items_scored,
             "seconds": dict(self.seconds),
         }
         if self.others:
@@ -312,6 +313,7 @@ def _concluded(
         comparisons=(),
         standardized=bool(study.objective.scales),
         evaluations=len(study.candidates),
+        items_scored=items_scored(study.record.trials),
         failures=sum(trial.objective is None for trial in study.candidates),
         seconds={part: sum(o.seconds[part] for o in spent) for part in ("build", "evaluate", "other")},
     )

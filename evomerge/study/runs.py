@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from evomerge.errors import StudyError
 from evomerge.study.record import read_result, recorded, storage_of
 from evomerge.study.stages import stage_names
+from evomerge.study.standings import best_of
 from evomerge.study.storage import DATABASE
 
 
@@ -79,7 +80,8 @@ def _search(folder: Path) -> Run:
         except StudyError as fault:
             return Run(folder, "damaged", 0, None, str(fault))
         done = sum(trial.kind == "candidate" for trial in trials)
-        best = max((trial.objective for trial in trials if trial.objective is not None), default=None)
+        leader = best_of(trials)
+        best = leader.objective if leader else None
     if _is_locked(folder):
         return Run(folder, "running", done, best, "", storage)
     # A search with more evaluations than its result says is being extended.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +19,14 @@ from evomerge.methods import METHODS
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.runtime import ResidentRuntime, Runtime, StackRuntime, compute_dtype
-from evomerge.search import Dimension, IndicatorSpace, NumberSpace, StackSpace, optimizers_for
+from evomerge.search import Dimension, IndicatorSpace, NumberSpace, StackSpace, Subsets, optimizers_for
 from evomerge.study.objective import Scale
 from evomerge.study.spaces import first_plan, space_of, whole_stack
+from evomerge.study.standings import FINALISTS
 from evomerge.tasks import Task, is_lm_eval, open_task
+
+MOST_ASKED = 1000
+"""The first generation is counted up to this many candidates."""
 
 T = TypeVar("T")
 
@@ -63,6 +68,25 @@ class SearchSpec:
         """The stacks that are searched, in either encoding; None in a search for numbers."""
         space = self.space
         return space.stacks if isinstance(space, IndicatorSpace) else space if isinstance(space, StackSpace) else None
+
+    @cached_property
+    def subsets(self) -> Subsets | None:
+        """The search items that each generation is scored on; None where that is all of them."""
+        sizes = {task.name: len(task.items("search")) for task in self.tasks}
+        return Subsets.of(self.settings, sizes, self.task_weights)
+
+    @property
+    def most_items_scored(self) -> int:
+        """About how many scores of search items the candidates take, if no two are equal."""
+        total = sum(len(task.items("search")) for task in self.tasks)
+        evaluations = self.settings.evaluations
+        if self.subsets is None:
+            return evaluations * total
+        optimizer = optimizers_for(self.recipe)[self.settings.optimizer](self.space, self.settings)
+        first = sum(proposal.generation == 0 for proposal in optimizer.ask(min(evaluations, MOST_ASKED)))
+        generations, rest = divmod(evaluations, first)
+        found = first * sum(self.subsets.count(i) for i in range(generations)) + rest * self.subsets.count(generations)
+        return found + FINALISTS * (total - self.subsets.count(generations))
 
     @property
     def dimensions(self) -> list[Dimension]:

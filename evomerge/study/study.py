@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from evomerge.errors import (
-    ArchitectureError,
-    EvaluationError,
-    EvomergeError,
-    MergeError,
-    RecipeError,
-    StudyError,
-    TaskError,
-)
-from evomerge.evaluation import Evaluator, Scores
-from evomerge.merge import Planner, WeightStore, compute_device
+from evomerge.errors import EvomergeError, StudyError
+from evomerge.merge import compute_device
 from evomerge.recipe import Recipe
-from evomerge.runtime import Runtime, StackRuntime, compute_dtype
-from evomerge.search import NumberSpace, Outcome, Proposal, State, optimizers_for
+from evomerge.runtime import StackRuntime, compute_dtype
+from evomerge.search import NumberSpace, Optimizer, Outcome, Proposal, State, optimizers_for
 from evomerge.study.completions import keep_completions
+from evomerge.study.estimates import Estimator
 from evomerge.study.identity import changes, environment, identity
 from evomerge.study.objective import Objective, Scale, scales_of
 from evomerge.study.observer import Observer
 from evomerge.study.recipe_files import RECIPE, refuse_overwriting, write_best, write_recipe
-from evomerge.study.record import Record, Trial, recipe_key
+from evomerge.study.record import Record
+from evomerge.study.scoring import Scoring
 from evomerge.study.search_spec import SearchSpec
 from evomerge.study.spaces import sharing_order
+from evomerge.study.standings import FINALISTS, best_of, ranked
+from evomerge.study.trial import Trial, recipe_key
 from evomerge.tasks import Split
 
 MOST_FAILURES = 12
@@ -76,11 +69,12 @@ class Study:
         except BaseException:
             self.record.close()
             raise
-        self._planner = Planner(spec.checkpoints)
-        self._scoring: tuple[Runtime, Evaluator] | None = None
+        self.scoring = Scoring(spec, device, self._dtype, observer, lambda: self.scored)
         self.baselines: dict[str, Outcome] = {}
-        self._known: dict[str, Outcome] = {}  # by `Trial.key`
+        self._known: dict[str, Outcome] = {}  # by `Trial.key`: all that was scored
+        self._best: tuple[int, float | None] | None = None  # the trial in best.yaml, and its score there
         self.objective = Objective(spec.task_weights)
+        self._estimator: Estimator | None = None
 
     def __enter__(self) -> Study:
         return self
@@ -130,52 +124,33 @@ class Study:
                 " digits"
             )
 
-    @property
-    def scoring(self) -> tuple[Runtime, Evaluator]:
-        """The runtime and the evaluator; made, and the models loaded, on first use."""
-        if self._scoring is None:
-            spec = self.spec
-            device = compute_device(self._device)
-            total = spec.source_bytes
-            tier = spec.tier(device, self._dtype)
-            store = WeightStore(spec.checkpoints, tier, device)
-            scoring = spec.scoring(store, self._device, self._dtype)
-            done = 0
-
-            def loaded(size: int) -> None:
-                nonlocal done
-                done += size
-                self.observer.loading(done, total)
-
-            if spec.stacks is None:
-                store.load(loaded)
-            for model in spec.parents if spec.stacks else ():
-                # The runtime keeps the models of stacks.
-                spec.load_parent(scoring[0], model)
-                loaded(spec.checkpoints[model].nbytes)
-            self._scoring = scoring
-        return self._scoring
-
     def run(self) -> None:
         """Scores the parents and their mean, then searches until the recipe's number of evaluations is reached.
+
+        After a search on subsets of the items, the best merges are scored on all of them.
 
         Raises:
             StudyError: the record cannot be written, or every parent or candidate fails.
             CheckpointError: a model cannot be read, or holds NaN.
             TaskError: a task cannot be used with this tokenizer.
         """
+        spec = self.spec
         if self.record.attribute("holdout") is None:
-            self.scoring  # noqa: B018 (made now, so that its errors come before anything is scored)
+            self.scoring.open()  # now, so that its errors come before anything is scored
         self._run_baselines()
         mean = self._new_mean()
         self._choose_objective(mean[1] if mean else None)
         for trial in self.record.trials:
-            self._known[trial.key] = trial.outcome
+            self._learn(trial)
             self.observer.trial(trial, fresh=False)
-        self._write_best()
+        self._note_best()
         if mean:
-            self._record(None, mean[0], self._judged(mean[1]))
-        self._run_candidates()
+            self._add(None, mean[0], mean[1])
+            self._note_best()
+        optimizer = optimizers_for(spec.recipe)[spec.settings.optimizer](spec.space, spec.settings)
+        self._run_candidates(optimizer)
+        if spec.subsets:
+            self._run_finalists(optimizer)
 
     def _run_baselines(self) -> None:
         spec = self.spec
@@ -205,12 +180,23 @@ class Study:
         for name, outcome in self.baselines.items():
             self.observer.baseline(name, outcome, self.value(outcome))
             # The first stacks of a search are its models.
-            self._known[recipe_key(spec.parent_recipe(name).as_data())] = self._judged(outcome)
+            self._known[recipe_key(spec.parent_recipe(name).as_data())] = outcome
+        if spec.subsets:
+            sizes = {task.name: len(task.items("search")) for task in spec.tasks}
+            self._estimator = Estimator(self.objective, sizes, spec.subsets.settings)
+            for outcome in self.baselines.values():
+                self._estimator.learn(outcome, -1)
 
-    def _judged(self, outcome: Outcome) -> Outcome:
-        """Returns an outcome with its objective."""
-        value = self.value(outcome)
-        return replace(outcome, objectives=() if value is None else (value,))
+    def _learn(self, trial: Trial) -> None:
+        """Takes what a trial scored, for later ones."""
+        known = self._known.get(trial.key)
+        if known is None or not known.items:
+            self._known[trial.key] = trial.outcome
+        elif trial.outcome.items:
+            self._known[trial.key] = trial.outcome.joined(known)
+        if self._estimator and not trial.final:
+            proposal = trial.proposal
+            self._estimator.learn(trial.outcome, *((proposal.generation, proposal.genome) if proposal else (-1,)))
 
     def _new_mean(self) -> tuple[Recipe, Outcome] | None:
         """Returns the parents' mean and its outcome; None if it is on record, or they have none."""
@@ -218,15 +204,14 @@ class Study:
             return None
         recipe = self.spec.mean_recipe().merge_only()
         try:
-            self._planner.plan(recipe)
+            self.scoring.planner.plan(recipe)
         except EvomergeError:
             # Parents of different depths have no mean.
             return None
-        return recipe, self.evaluate(recipe, "trial 0", "search")
+        return recipe, self.scoring.outcome(recipe, "trial 0", "search")
 
-    def _run_candidates(self) -> None:
-        space, settings = self.spec.space, self.spec.settings
-        optimizer = optimizers_for(self.spec.recipe)[settings.optimizer](space, settings)
+    def _run_candidates(self, optimizer: Optimizer[Any]) -> None:
+        space, settings, subsets = self.spec.space, self.spec.settings, self.spec.subsets
         for trial in self.candidates:
             assert trial.proposal
             proposal = replace(trial.proposal, genome=space.from_json(trial.proposal.genome))
@@ -237,31 +222,79 @@ class Study:
         while len(self.candidates) < settings.evaluations:
             done = len(self.candidates)
             most = 1
-            if self.spec.stacks and not optimizer.sequential:
+            if (self.spec.stacks or subsets) and not optimizer.sequential:
                 most = min(settings.evaluations - done, MOST_AT_ONCE - done % MOST_AT_ONCE)
             proposals = optimizer.ask(most)
             if not proposals:
                 self.observer.note(f"all {done} stacks that the recipe allows are evaluated: the search ends early")
                 return
-            for proposal in self._sorted(proposals):
-                optimizer.tell(proposal, self._add(proposal, space.decode(proposal.genome)).outcome)
+            for proposal in self._ordered(proposals):
+                optimizer.tell(proposal, self._evaluated(proposal, space.decode(proposal.genome)).outcome)
                 self._refuse_hopeless()
+                if not subsets:
+                    self._note_best()
+            if subsets:
+                self._note_best()
+
+    def _run_finalists(self, optimizer: Optimizer[Any]) -> None:
+        """Scores the best candidates on all items; and what the optimizer takes to be best, which may be none of them.
+
+        Which ones follows from the candidates alone, not from those that were scored before a kill.
+        """
+        space, candidates = self.spec.space, self.candidates
+        found: list[tuple[Proposal[Any], Recipe]] = []
+        favourite = optimizer.favourite()
+        if favourite is not None and candidates:
+            last = candidates[-1].proposal
+            assert last
+            found.append((Proposal(len(candidates), favourite, last.generation), space.decode(favourite)))
+        for trial in ranked([trial for trial in self.record.trials if not trial.final]):
+            if trial.proposal:
+                proposal = replace(trial.proposal, genome=space.from_json(trial.proposal.genome))
+                found.append((proposal, Recipe.model_validate(trial.recipe)))
+        finalists = {recipe_key(recipe.merge_only().as_data()): (proposal, recipe) for proposal, recipe in found[::-1]}
+        since = len(self.record.trials) - next(i for i, t in enumerate(reversed(self.record.trials)) if not t.final)
+        done = {trial.key for trial in self.record.trials[since:]}
+        for key, (proposal, recipe) in list(finalists.items())[::-1][:FINALISTS]:
+            if key not in done:
+                self._evaluated(proposal, recipe, final=True)
+        self._note_best()
+
+    def _ordered(self, proposals: list[Proposal[Any]]) -> Iterator[Proposal[Any]]:
+        """Yields proposals with the items to score them on, those that share the most work one after another."""
+        subsets = self.spec.subsets
+        if subsets is None:
+            yield from self._sorted(proposals)
+            return
+        # By generation: estimates use the scores of earlier ones.
+        for generation in sorted({proposal.generation for proposal in proposals}):
+            items = subsets(generation)
+            own = [replace(proposal, items=items) for proposal in proposals if proposal.generation == generation]
+            yield from self._sorted(own)
 
     def _sorted(self, proposals: list[Proposal[Any]]) -> list[Proposal[Any]]:
         """Returns proposals in the order in which they share the most work, and prepares the runtime for it."""
         if self.spec.stacks is None:
             return proposals
-        found = sharing_order(self.spec.space, proposals, self._planner)
+        found = sharing_order(self.spec.space, proposals, self.scoring.planner)
         plans = {recipe_key(made.recipe.as_data()): made for _, made in found if made}
-        runtime, _ = self.scoring
+        runtime, _ = self.scoring.open()
         assert isinstance(runtime, StackRuntime)
         runtime.expect([made for key, made in plans.items() if key not in self._known])
         return [proposal for proposal, _ in found]
 
+    def _note_best(self) -> None:
+        """Writes the best merge so far to best.yaml, if it is another one."""
+        best = self.best()
+        if best is not None and (best.number, best.objective) != self._best:
+            self._best = best.number, best.objective
+            write_best(self.folder, best, self.spec.recipe.folders, self.spec.made)
+            self.observer.best(best)
+
     @property
     def candidates(self) -> list[Trial]:
         """The candidates on record."""
-        return [trial for trial in self.record.trials if trial.proposal]
+        return [trial for trial in self.record.trials if trial.kind == "candidate"]
 
     def _refuse_hopeless(self) -> None:
         trials = self.candidates
@@ -269,17 +302,16 @@ class Study:
             error = trials[-1].outcome.error
             raise StudyError(f"all of the first {MOST_FAILURES} candidates failed, the last with: {error}")
 
-    def _add(self, proposal: Proposal[Any], recipe: Recipe) -> Trial:
+    def _evaluated(self, proposal: Proposal[Any], recipe: Recipe, *, final: bool = False) -> Trial:
+        """Returns the recorded trial of a candidate, of which only those items are scored that are not known."""
         merge = recipe.merge_only()
-        # The same numbers make the same model with the same scores: it is not evaluated twice.
-        same = self._known.get(recipe_key(merge.as_data()))
-        if same:
-            outcome = replace(same, seconds=dict.fromkeys(same.seconds, 0.0), prompt_tokens=0, new_tokens=0)
-        else:
-            outcome = self._judged(self.evaluate(merge, f"trial {len(self.record.trials)}", "search"))
-        return self._record(proposal, merge, outcome)
+        known = self._known.get(recipe_key(merge.as_data()))
+        items = None if final else proposal.items
+        outcome = self.scoring.joined(merge, f"trial {len(self.record.trials)}", known, items)
+        return self._add(proposal, merge, outcome, final=final)
 
-    def _record(self, proposal: Proposal[Any] | None, recipe: Recipe, outcome: Outcome) -> Trial:
+    def _add(self, proposal: Proposal[Any] | None, recipe: Recipe, outcome: Outcome, *, final: bool = False) -> Trial:
+        """Records a merge that was scored, with its objective, and returns the trial."""
         space = self.spec.space
         recorded = proposal
         parameters = {}
@@ -287,78 +319,32 @@ class Study:
             recorded = Proposal(proposal.id, space.to_json(proposal.genome), proposal.generation)
             if isinstance(space, NumberSpace):
                 parameters = space.parameters(proposal.genome)
-        trial = Trial(len(self.record.trials), recorded, recipe.as_data(), outcome)
+        trial = Trial(len(self.record.trials), recorded, recipe.as_data(), self._judged(outcome, recorded), final)
         self.record.add(trial, parameters)
-        self._known[trial.key] = outcome
-        if self.best() is trial:
-            self._write_best()
+        self._learn(trial)
         self.observer.trial(trial, fresh=True)
         return trial
+
+    def _judged(self, outcome: Outcome, proposal: Proposal[Any] | None) -> Outcome:
+        """Returns an outcome with its objective, estimated if not all items were scored."""
+        if outcome.state is State.PARTIAL:
+            assert self._estimator
+            assert proposal
+            value, error = self._estimator.estimate(outcome, proposal.generation, proposal.genome)
+            return replace(outcome, objectives=(value,), standard_error=error)
+        whole = self.value(outcome)
+        return replace(outcome, objectives=() if whole is None else (whole,))
 
     def on_record(self, key: str, recipe: Recipe, what: str, split: Split) -> Outcome:
         """Returns the outcome recorded under `key`; evaluates the recipe and records it if there is none."""
         recorded = self.record.attribute(key)
         if recorded:
             return Outcome.from_data(recorded)
-        outcome = self.evaluate(recipe, what, split)
+        outcome = self.scoring.outcome(recipe, what, split)
         if split == "holdout" and outcome.completions:
             keep_completions(self.folder, what, outcome.completions)
         self.record.set_attribute(key, outcome.as_data())
         return outcome
-
-    def evaluate(self, recipe: Recipe, what: str, split: Split) -> Outcome:
-        """Returns the outcome of building and scoring a recipe; a failure is an outcome with its error."""
-        self.scoring  # noqa: B018 (made now, so that it does not count as this evaluation's time)
-        started = time.perf_counter()
-        try:
-            scores, built = self._scores(recipe, what, split)
-        except (StudyError, TaskError, BrokenPipeError):
-            raise  # of the search, not of this model
-        except Exception as fault:
-            error = (str(fault) if isinstance(fault, EvomergeError) else f"{type(fault).__name__}: {fault}").strip(": ")
-            own = isinstance(fault, ArchitectureError | EvaluationError | MergeError | RecipeError)
-            spent = time.perf_counter() - started
-        else:
-            seconds = {"build": built, "evaluate": scores.cost.seconds}
-            seconds["other"] = max(time.perf_counter() - started - sum(seconds.values()), 0.0)
-            cost = scores.cost
-            found = Outcome(State.COMPLETE, (), scores.by_task(), seconds, cost.prompt_tokens, cost.new_tokens)
-            return replace(found, completions=scores.completions_by_task()) if split == "holdout" else found
-        if not own:
-            # Only now: the exception keeps the evaluation's memory alive.
-            self._refuse_broken(error)
-        seconds = {"build": 0.0, "evaluate": 0.0, "other": spent}
-        return Outcome(State.FAILED, seconds=seconds, error=error)
-
-    def _scores(self, recipe: Recipe, what: str, split: Split) -> tuple[Scores, float]:
-        """Returns the scores of a recipe's model, and the seconds in which its weights were written."""
-        runtime, evaluator = self.scoring
-        made = self._planner.plan(recipe)
-        self.observer.evaluating(what, "build")
-        started = time.perf_counter()
-        model = runtime.load(made)
-        built = time.perf_counter() - started
-        items = evaluator.items(split)
-        return evaluator.scores(model, items, lambda task: self.observer.evaluating(what, task)), built
-
-    def _refuse_broken(self, error: str) -> None:
-        """Raises if a merge that was scored before can no longer be scored.
-
-        A lost disk or device would fail every following candidate, and all would be recorded as failed.
-        """
-        scored = self.scored
-        if not scored:
-            return
-        what = scored[-1].name
-        try:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._scores(Recipe.model_validate(scored[-1].recipe), what, "search")
-        except Exception as fault:
-            raise StudyError(
-                f"{error}\n{what}, which was scored before, now fails too ({fault}); all evaluations before this one"
-                " are safe: fix the cause, then run the same command again to resume"
-            ) from None
 
     def value(self, outcome: Outcome) -> float | None:
         """Returns the objective of an outcome; None if it failed."""
@@ -370,17 +356,9 @@ class Study:
         return [trial for trial in self.record.trials if trial.objective is not None]
 
     def ranked(self) -> list[Trial]:
-        """Returns the scored merges, best first, ties in the order in which they were drawn; each recipe once."""
-        found: dict[str, Trial] = {}
-        for trial in sorted(self.scored, key=lambda trial: trial.rank):
-            found.setdefault(trial.key, trial)
-        return list(found.values())
+        """Returns the scored merges, best first, see `evomerge.study.standings`."""
+        return ranked(self.record.trials)
 
     def best(self) -> Trial | None:
         """Returns the best merge so far; None if none was scored."""
-        return min(self.scored, key=lambda trial: trial.rank, default=None)
-
-    def _write_best(self) -> None:
-        best = self.best()
-        if best is not None:
-            write_best(self.folder, best, self.spec.recipe.folders, self.spec.made)
+        return best_of(self.record.trials)

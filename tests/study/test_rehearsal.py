@@ -120,7 +120,7 @@ def test_a_run_goes_on_in_the_dtype_that_it_began_in(dtype: str, tmp_path: Path)
         study.run()
         seen = set()
         hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda _, i: seen.update(x.dtype for x in i))
-        study.evaluate(study.spec.parent_recipe(study.spec.parents[0]), "again", "search")
+        study.scoring.outcome(study.spec.parent_recipe(study.spec.parents[0]), "again", "search")
         hook.remove()
         assert seen - {torch.int64} == {getattr(torch, dtype)}
     assert not watcher.notes

@@ -119,7 +119,7 @@ def test_candidates_of_a_generation_share_their_first_layers(tmp_path: Path):
     recipe = write_stack_case(tmp_path, evaluations=40, settings=", population: 20")
     with Study(prepare(recipe), tmp_path / "run", "cpu", Watcher()) as study:
         study.run()
-        runtime, _ = study.scoring
+        runtime, _ = study.scoring.open()
         assert isinstance(runtime, StackRuntime)
         assert runtime.layer_runs.shared > 0
         generations = [trial.proposal.generation for trial in study.candidates]
