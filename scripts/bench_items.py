@@ -1,7 +1,6 @@
 """Measure what scoring candidates on subsets of the search items saves, and what it costs.
 
-    python scripts/bench_items.py recipes/quickstart.yaml --seeds 5 --json > items.json
-    python scripts/bench_items.py recipes/quickstart.yaml --seeds 5 --picture docs/pictures/items.svg
+    python scripts/bench_items.py recipes/quickstart.yaml --seeds 5 --evaluations 90 --json > items.json
 
 Searches with all items for each candidate, and with subsets (`items: auto`, or what --items says), once for each
 seed. Then it replays each record: which merge was best after so many item evaluations, as best.yaml had it, and how
@@ -117,14 +116,14 @@ def summary(kinds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints a table, or JSON; and draws a picture."""
+    """Prints the means, or all as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="a search recipe")
     parser.add_argument("--seeds", type=int, default=5, help="searches of each kind (default: 5)")
     parser.add_argument("--items", type=yaml.safe_load, default="auto", help="of the second kind (default: auto)")
     parser.add_argument("--evaluations", type=int, help="of the second kind (default: the recipe's)")
     parser.add_argument("--folder", type=Path, help="keeps the runs, and takes those that it has (default: none)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print every run's curve too, as JSON")
     arguments = parser.parse_args()
     recipe = Recipe.load(arguments.recipe)
     spec = prepare(recipe)
