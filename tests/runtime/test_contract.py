@@ -225,7 +225,9 @@ def test_where_memory_is_short_batches_are_halved_for_good_and_the_answers_stay(
             assert ask()
             assert ask()
         assert max(seen[len(seen) // 2 :]) <= 2
-    assert model.tokens == TokenCounts(3 * counted.prompt, 3 * counted.new)
+    # What is run again because memory ran out counts again.
+    assert model.tokens.new == 3 * counted.new
+    assert 3 * counted.prompt <= model.tokens.prompt < 4 * counted.prompt
 
 
 def test_one_request_that_does_not_fit_is_an_error_and_other_errors_are_not_swallowed(case: Case, make):
