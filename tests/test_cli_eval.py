@@ -11,6 +11,7 @@ from evomerge.cli import INTERRUPTED
 from evomerge.study import compare
 from tests.study.search_case import write_case
 from tests.test_cli import _due, ctrl_c, evomerge
+from tests.tiny import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,15 @@ def test_ctrl_c_keeps_the_scores_that_are_complete(case: Path, tmp_path: Path):
     (only,) = json.loads(done.stdout)["evaluations"]
     assert [len(score["items"]) for score in only["scores"]] == [16, 16]
     assert len(file.read_text().splitlines()) == 32
+
+
+def test_verbose_says_on_standard_error_how_a_model_is_run(tmp_path: Path):
+    write_case(tmp_path)
+    model = tiny_checkpoint(tmp_path / "mamba", kind="mamba")
+    command = ["eval", model, tmp_path / "tasks" / "written.yaml", "--format", "json"]
+    plain, verbose = evomerge(*command), evomerge("--verbose", *command)
+    assert plain.returncode == verbose.returncode == 0, verbose.stderr
+    assert "prompts of equal length" not in plain.stderr
+    assert "prompts of equal length" in " ".join(verbose.stderr.split())
+    scores = [json.loads(done.stdout)["evaluations"][0]["scores"][0]["score"] for done in (plain, verbose)]
+    assert scores[0] == scores[1]

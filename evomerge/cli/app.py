@@ -55,8 +55,19 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Also say how models are run, before a command: evomerge --verbose eval ..."),
+    ] = False,
 ) -> None:
     """Holds the options that come before a command."""
+    if verbose:
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        logger = logging.getLogger("evomerge")
+        logger.setLevel(logging.INFO)
+        logger.handlers = [RichHandler(console=Console(stderr=True), show_time=False, show_path=False)]
 
 
 @app.command()
