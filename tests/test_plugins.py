@@ -66,6 +66,8 @@ def test_a_search_uses_another_packages_method_and_optimizer(site: Path, tmp_pat
     run, out = tmp_path / "run", tmp_path / "merged"
     checked = evomerge("check", recipe)
     assert checked.returncode == 0, checked.stderr
+    schema = evomerge("schema", "recipe").stdout
+    assert '"description": "Of each element, the change from the base that is largest in magnitude."' in schema
     assert "magmax of" in checked.stdout
     assert "by compass, 9 evaluations" in checked.stdout
     for command in (["search", recipe, "--run-dir", run], ["apply", run, out]):

@@ -1,4 +1,4 @@
-"""The command line: ``evomerge search | apply | publish | eval | check | show | report | runs``.
+"""The command line: ``evomerge search | apply | publish | eval | check | show | report | runs | schema``.
 
 Imports only what is fast to import: Ctrl-C must be handled before the first slow import.
 """

@@ -1,4 +1,4 @@
-"""The commands: search, apply, publish, eval, check, show, report, runs."""
+"""The commands: search, apply, publish, eval, check, show, report, runs, schema."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from evomerge.cli import stoppable
 from evomerge.cli.console import ComputeDtype, Device, argument, byte_bars, out, say
 from evomerge.cli.evaluating import evaluate
 from evomerge.cli.publishing import publish
+from evomerge.cli.schemas import schema
 from evomerge.errors import EvomergeError
 
 if TYPE_CHECKING:
@@ -345,6 +346,9 @@ def list_runs(
         done = f"record in {run.storage}" if run.evaluations is None else f"{run.evaluations} evaluations"
         lines = [f"{run.folder}: {run.state}, {done}{best}", *filter(None, [run.verdict])]
         say("\n  ".join(lines))
+
+
+app.command()(schema)
 
 
 def _headline(path: Path, spec: Any, where: object) -> str:

@@ -17,9 +17,13 @@ from evomerge.recipe.stacks import Mutations, StackHole, stack_faults
 from evomerge.recipe.tokens import TokenizerSection
 from evomerge.recipe.values import Hole, Number
 
+_DTypeName = Literal["float32", "float16", "bfloat16"]
 DType = Annotated[
-    Literal["float32", "float16", "bfloat16"],
-    BeforeValidator(lambda raw: raw.removeprefix("torch.") if isinstance(raw, str) else raw),
+    _DTypeName,
+    BeforeValidator(
+        lambda raw: raw.removeprefix("torch.") if isinstance(raw, str) else raw,
+        json_schema_input_type=_DTypeName | Annotated[str, Field(pattern=r"^torch\.(float32|float16|bfloat16)$")],
+    ),
 ]
 """What tensors are stored in; ``torch.bfloat16`` is ``bfloat16`` too."""
 
@@ -71,7 +75,7 @@ class SearchSettings(Strict):
     """How the holes are searched.
 
     Attributes:
-        optimizer: a name from the table of optimizers; by default cma-es, for stacks of layers in any order genetic.
+        optimizer: what proposes candidates; by default cma-es, for stacks of layers in any order genetic.
         evaluations: candidates to score, in addition to the parents and their mean; with subsets of items, a candidate
             that is scored on several generations' subsets counts once for each.
         seed: seeds every random choice of the search.
@@ -114,11 +118,11 @@ class Recipe(Strict):
     """A merge recipe in mergekit's vocabulary; a search recipe if it has holes.
 
     Attributes:
-        merge_method: a name from the table of methods.
+        merge_method: how tensors are merged.
         base_model: the common ancestor, or slerp's first end; gives the config and the tokenizer.
-        models: the models of a merge over all their layers; or
-        slices: the layers of the result from the first to the last, or a hole in their place; or
-        modules: parts of the model, each with one of the two.
+        models: the models of a merge over all their layers. A recipe has one of `models`, `slices` and `modules`.
+        slices: the layers of the result from the first to the last, or a hole in their place.
+        modules: parts of the model, such as its text decoder, each with its own `models` or `slices`.
         component: the part of a larger model that is merged, if not all of it.
         parameters: values for all models that do not have their own.
         dtype: what the result is stored in; the base's own if unset.

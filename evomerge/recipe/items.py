@@ -31,6 +31,9 @@ def _items_kind(raw: Any) -> str:
 Items = Annotated[
     Annotated[Literal["all", "auto"], Tag("word")] | Annotated[ItemSubsets, Tag("subsets")],
     Discriminator(_items_kind),
-    BeforeValidator(lambda raw: {"start": raw} if isinstance(raw, int) and not isinstance(raw, bool) else raw),
+    BeforeValidator(
+        lambda raw: {"start": raw} if isinstance(raw, int) and not isinstance(raw, bool) else raw,
+        json_schema_input_type=Literal["all", "auto"] | Annotated[int, Field(ge=1)] | ItemSubsets,
+    ),
 ]
 """``all`` items for every candidate, ``auto``, a number for each generation, or a number and how it grows."""

@@ -10,6 +10,32 @@ from evomerge.document import Location, Strict, shown, suggestion
 from evomerge.recipe.values import Value
 
 
+class ModelPath(Strict):
+    """A model as a mapping, as mergekit allows.
+
+    Attributes:
+        path: a folder or a Hub id.
+        revision: a branch, tag or commit.
+    """
+
+    path: str
+    revision: str | None = None
+
+
+class ModelParts(Strict):
+    """A model with an adapter, as a mapping, as mergekit allows.
+
+    Attributes:
+        model: the model.
+        lora: the adapter that is merged into it.
+        override_architecture: accepted and ignored: it picks mergekit's list of tensors, and here their names suffice.
+    """
+
+    model: str | ModelPath
+    lora: str | ModelPath | None = None
+    override_architecture: str | None = None
+
+
 def _model_name(raw: Any, info: ValidationInfo) -> Any:
     """Returns a model as text, renamed by the context if there is one, see `Recipe.with_models`."""
     text = _model_text(raw)
@@ -24,8 +50,7 @@ def _model_text(raw: Any) -> Any:
     """Returns a model as text, also if it is given as a mapping of its parts, as mergekit allows."""
     if not isinstance(raw, dict):
         return raw
-    # override_architecture picks mergekit's list of tensors; here the tensors' own names suffice.
-    keys = ("path", "revision") if "path" in raw else ("model", "lora", "override_architecture")
+    keys = [*(ModelPath if "path" in raw else ModelParts).model_fields]
     for key in raw:
         if key not in keys:
             raise ValueError(f'unknown key "{key}"{suggestion(str(key), [*keys, "path"])}')
@@ -40,17 +65,21 @@ def _model_text(raw: Any) -> Any:
     return ("@" if "path" in raw else "+").join(parts)
 
 
-ModelName = Annotated[str, BeforeValidator(_model_name)]
+_MODEL = str | ModelPath | ModelParts
+
+ModelName = Annotated[str, BeforeValidator(_model_name, json_schema_input_type=_MODEL)]
 """A model as recipes name it: ``path[@revision][+adapter[@revision]]``; a mapping of these parts becomes that text."""
 
-TokensName = Annotated[str, BeforeValidator(_tokens_name)]
+TokensName = Annotated[str, BeforeValidator(_tokens_name, json_schema_input_type=_MODEL)]
 """Whose vocabulary: ``base``, ``union``, or a model."""
 
 
-NoneIsEmpty = BeforeValidator(lambda raw: {} if raw is None else raw)
-"""Reads a key with nothing after it as an empty mapping."""
+def none_is_empty(raw: Any) -> Any:
+    """Returns `raw`; for a key with nothing after it, an empty mapping."""
+    return {} if raw is None else raw
 
-Section = Annotated[dict[str, Value], NoneIsEmpty]
+
+Section = Annotated[dict[str, Value], BeforeValidator(none_is_empty, json_schema_input_type=dict[str, Value] | None)]
 """Parameters by name."""
 
 
@@ -63,14 +92,25 @@ def exactly_one(section: Strict, *keys: str) -> None:
 
 
 class ModelEntry(Strict):
-    """One model of a merge over whole models."""
+    """One model of a merge over whole models.
+
+    Attributes:
+        model: a folder or a Hub id, as ``path[@revision][+adapter[@revision]]``, or a mapping of these parts.
+        parameters: the merge method's values for this model.
+    """
 
     model: ModelName
     parameters: Section = Field(default_factory=dict)
 
 
 class LayerSource(Strict):
-    """A range of one model's layers, `layer_range` from its first number up to, not including, its second."""
+    """A range of one model's layers.
+
+    Attributes:
+        model: a folder or a Hub id, as in `models`.
+        layer_range: the first layer, counted from 0, and the one after the last.
+        parameters: the merge method's values for these layers.
+    """
 
     model: ModelName
     layer_range: tuple[int, int]
@@ -117,7 +157,7 @@ class Module(Strict):
     """A part of a model that is merged in its own way, such as its text decoder; or, as the only one, all of it.
 
     Attributes:
-        models: the models of a merge over all layers; or
+        models: the models of a merge over all layers. A module has one of `models` and `slices`.
         slices: the layers of the result from the first to the last.
         parameters: values for all models and slices that do not have their own.
     """

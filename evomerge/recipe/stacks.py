@@ -64,7 +64,11 @@ class StackSearch(Strict):
 
 
 class StackHole(Strict):
-    """The layers of a model, for a search to choose: ``slices: {search: {models: [...]}}``."""
+    """The layers of a model, for a search to choose: ``slices: {search: {models: [...]}}``.
+
+    Attributes:
+        search: which stacks of layers are searched.
+    """
 
     search: StackSearch
 

@@ -19,8 +19,14 @@ from evomerge.recipe.document import Recipe, TaskEntry
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-class _Document(Strict):
-    """A file with stages."""
+class StagesDocument(Strict):
+    """Several searches, one after another, with the same tasks; a later one can merge the models of earlier ones.
+
+    Attributes:
+        stages: search recipes by name, in order; a stage names the model of an earlier one by that stage's name.
+        tasks: what candidates of all stages are scored on.
+        name: a name for people; without effect.
+    """
 
     stages: dict[str, dict[str, Any]] = Field(min_length=2)
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
@@ -48,7 +54,7 @@ class StagedRecipe:
         Raises:
             RecipeError: with one line for every fault.
         """
-        document.validate(source, _Document, RecipeError)
+        document.validate(source, StagesDocument, RecipeError)
         names = list(source.data["stages"])
         stages: dict[str, Recipe] = {}
         faults: list[str] = []

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from evomerge.document import Strict
-from evomerge.recipe.sources import ModelName, NoneIsEmpty, TokensName, exactly_one
+from evomerge.recipe.sources import ModelName, TokensName, exactly_one, none_is_empty
 
 
 class ModelToken(Strict):
-    """The embedding of one token of a model: the text `token`, or the number `token_id`."""
+    """The embedding of one token of a model.
+
+    Attributes:
+        kind: ``model_token``.
+        model: the model.
+        token: the token's text. One of `token` and `token_id` is given.
+        token_id: its number in the model's vocabulary.
+    """
 
     kind: Literal["model_token"]
     model: ModelName
@@ -25,7 +32,11 @@ class ModelToken(Strict):
 
 
 class ZeroToken(Strict):
-    """An embedding of zeros."""
+    """An embedding of zeros.
+
+    Attributes:
+        kind: ``zero``.
+    """
 
     kind: Literal["zero"]
 
@@ -72,5 +83,7 @@ class TokenizerSection(Strict):
     """
 
     source: TokensName = "union"
-    tokens: Annotated[dict[str, TokenEntry], NoneIsEmpty] = Field(default_factory=dict)
+    tokens: Annotated[
+        dict[str, TokenEntry], BeforeValidator(none_is_empty, json_schema_input_type=dict[str, TokenEntry] | None)
+    ] = Field(default_factory=dict)
     pad_to_multiple_of: int | None = Field(default=None, ge=1)

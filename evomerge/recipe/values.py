@@ -77,7 +77,9 @@ def _number(raw: Any) -> Number:
     raise ValueError(f"expected a number, true, false, a list of them or {{search: [low, high]}}, found {shown(raw)}")
 
 
-Scalar = Annotated[Number, PlainValidator(_number)]
+_NumberText = Annotated[str, Field(pattern=r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$")]
+
+Scalar = Annotated[Number, PlainValidator(_number, json_schema_input_type=float | bool | _NumberText)]
 
 
 Point = Annotated[
@@ -91,7 +93,12 @@ Plain = Annotated[
 
 
 class Filtered(Strict):
-    """A value for the tensors whose name contains `filter` (``*`` or none: for all)."""
+    """A value for some tensors, chosen by their names.
+
+    Attributes:
+        filter: a part of the names of the tensors that take the value; ``*`` or none: all tensors.
+        value: their value.
+    """
 
     filter: str | None = None
     value: Plain
@@ -110,7 +117,13 @@ Value = Annotated[
     Annotated[Scalar, Tag("number")]
     | Annotated[Hole, Tag("hole")]
     | Annotated[tuple[Point, ...], Tag("gradient")]
-    | Annotated[Annotated[tuple[Filtered, ...], BeforeValidator(_rules)], Tag("choice")],
+    | Annotated[
+        Annotated[
+            tuple[Filtered, ...],
+            BeforeValidator(_rules, json_schema_input_type=tuple[Filtered, ...] | Filtered),
+        ],
+        Tag("choice"),
+    ],
     Discriminator(_kind),
 ]
 

@@ -56,23 +56,28 @@ FilledTemplate = Annotated[Template, BeforeValidator(_filled)]
 Columns = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
     Field(min_length=1),
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=list[str] | str
+    ),
 ]
 
 
 class DataSpec(Strict):
-    """Where rows come from: a local file or a data set on the Hub."""
+    """Where rows come from; the path alone may stand for the mapping.
+
+    Attributes:
+        path: a JSONL, CSV, TSV or Parquet file, beside the task file; or the id of a data set on the Hub.
+        name: the configuration of a data set on the Hub.
+        split: the split of a data set on the Hub, which needs one.
+        revision: the branch, tag or commit of a data set on the Hub.
+        columns: the names of the columns of a CSV or TSV file without a header.
+    """
 
     path: str
     name: str | None = None
     split: str | None = None
     revision: str | None = None
     columns: tuple[str, ...] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSpec:
@@ -94,27 +99,56 @@ class DataSpec(Strict):
         return self
 
 
+Data = Annotated[
+    DataSpec,
+    BeforeValidator(
+        lambda value: {"path": value} if isinstance(value, str) else value, json_schema_input_type=DataSpec | str
+    ),
+]
+"""Where rows come from, or its path alone."""
+
+
 class SplitSpec(Strict):
-    """The rows of one split: ``[start, end]``, or a mapping with its own data."""
+    """The rows of one split; ``[start, end]`` alone may stand for the mapping.
+
+    Attributes:
+        rows: the first row, counted from 0, and the one after the last; by default all.
+        data: where they come from, if not from the task's data.
+    """
 
     rows: Rows | None = None
-    data: DataSpec | None = None
+    data: Data | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        return {"rows": value} if isinstance(value, list) else value
+
+def _from_rows(value: Any) -> Any:
+    return {"rows": value} if isinstance(value, list) else value
+
+
+SplitRows = Annotated[SplitSpec, BeforeValidator(_from_rows, json_schema_input_type=SplitSpec | Rows)]
+"""The rows of one split, or ``[start, end]``."""
 
 
 class Splits(Strict):
-    """The two splits: a search scores candidates on one and its final models on the other."""
+    """The two splits, which must not share a question.
 
-    search: SplitSpec
-    holdout: SplitSpec
+    Attributes:
+        search: what a search scores candidates on.
+        holdout: what the final models are scored on.
+    """
+
+    search: SplitRows
+    holdout: SplitRows
 
 
 class FewShotSpec(SplitSpec):
-    """Solved examples before each prompt."""
+    """Solved examples before each prompt; ``[start, end]`` alone may stand for the mapping.
+
+    Attributes:
+        rows: the rows of the examples: the first, counted from 0, and the one after the last.
+        data: where they come from, if not from the task's data.
+        separator: what is between an example and what follows it.
+        target: a template for what an example ends in, if not in the task's target.
+    """
 
     separator: str = "\n\n"
     target: Template | None = None
@@ -126,8 +160,17 @@ class FewShotSpec(SplitSpec):
         return self
 
 
+DEFAULT_METRIC = "exact_match"
+"""How completions are scored where a task does not say."""
+
+
 class MetricSpec(Strict):
-    """A metric of completions: its name, or ``{NAME: OPTION}``."""
+    """A metric of completions: its name, or ``{NAME: OPTION}``.
+
+    Attributes:
+        name: a name from the table of metrics.
+        option: what the metric is given beside completion and target.
+    """
 
     name: str
     option: Any = None
@@ -155,14 +198,27 @@ class MetricSpec(Strict):
 
 
 class TaskSpec(Strict):
-    """The keys of all types."""
+    """The keys of all types.
+
+    Attributes:
+        type: ``generate``, ``multiple_choice`` or ``perplexity``.
+        name: what results call the task; by default the file's name without its ending.
+        data: where rows come from; a split may have its own.
+        system: a template for the system message of a chat.
+        chat: ask in the model's chat template.
+        few_shot: solved examples before each prompt.
+        splits: the rows for the search and for the holdout.
+        shuffle: a seed: rows are counted in an order drawn from it.
+    """
 
     type: str
     name: Annotated[str, Field(pattern=r"^\w[\w. -]{0,99}$")] | None = None
-    data: DataSpec | None = None
+    data: Data | None = None
     system: Template | None = None
     chat: StrictBool = False
-    few_shot: FewShotSpec | None = None
+    few_shot: Annotated[
+        FewShotSpec | None, BeforeValidator(_from_rows, json_schema_input_type=FewShotSpec | Rows | None)
+    ] = None
     splits: Splits
     shuffle: Index | None = None
 
@@ -170,23 +226,40 @@ class TaskSpec(Strict):
 class GenerateSpec(TaskSpec):
     """The model completes the prompt, greedily; the completion is compared with the target.
 
-    A completion in another language than `require_language` scores 0.
+    Attributes:
+        prompt: a template for what the model continues.
+        target: a template for the right answer.
+        metric: how a completion is compared with the target.
+        images: the column of an image, or the columns of several, that come before the prompt's text.
+        require_language: a language's code, such as ja; a completion in another language scores 0.
+        max_new_tokens: the most tokens of a completion.
+        stop: a text, or a list of texts, that end a completion.
     """
 
     prompt: FilledTemplate
     target: FilledTemplate
-    metric: MetricSpec = Field(default_factory=lambda: MetricSpec.model_validate("exact_match"))
+    metric: MetricSpec = Field(default_factory=lambda: MetricSpec.model_validate(DEFAULT_METRIC))
     images: Columns | None = None
     require_language: Annotated[str, AfterValidator(check_language_code)] | None = None
     max_new_tokens: Annotated[StrictInt, Field(ge=1, le=131_072)] = 256
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]],
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        BeforeValidator(
+            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[str] | str
+        ),
     ] = Field(default_factory=list)
 
 
 class ChoiceSpec(TaskSpec):
-    """The model picks the choice with the highest log-likelihood given the prompt."""
+    """The model picks the choice with the highest log-likelihood given the prompt.
+
+    Attributes:
+        prompt: a template for what the choices continue.
+        choices: a template for each choice; or one that gives the list of them, or the name of its column.
+        answer: a template for the number of the right choice, counted from 0.
+        images: the column of an image, or the columns of several, that come before the prompt's text.
+        metric: ``accuracy``, or ``accuracy_norm``: the log-likelihood is divided by the choice's characters.
+    """
 
     prompt: FilledTemplate
     choices: Annotated[
@@ -194,13 +267,24 @@ class ChoiceSpec(TaskSpec):
         Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
         BeforeValidator(_column),
     ]
-    answer: Annotated[Template, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+    answer: Annotated[
+        Template,
+        BeforeValidator(
+            lambda value: str(value) if type(value) is int else value, json_schema_input_type=Template | int
+        ),
+    ]
     images: Columns | None = None
     metric: Literal["accuracy", "accuracy_norm"] = "accuracy"
 
 
 class PerplexitySpec(TaskSpec):
-    """The model reads the target; its likelihood given the prompt is measured."""
+    """The model reads the target; its likelihood given the prompt is measured.
+
+    Attributes:
+        prompt: a template for the text before the target.
+        target: a template for the text whose likelihood is measured.
+        metric: ``nll_per_token``: nats per token; ``bits_per_byte``: bits per byte of the target in UTF-8.
+    """
 
     prompt: Template | None = None
     target: FilledTemplate
