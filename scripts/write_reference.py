@@ -364,7 +364,7 @@ def optimizers_section() -> Iterator[str]:
 def metrics_section() -> Iterator[str]:
     """Yields the section of metrics of completions."""
     yield "## Metrics\n\nOf tasks of type `generate`.\n\n| name | meaning |\n|---|---|"
-    for name, metric in METRICS.items():
+    for name, metric in METRICS.own.items():
         yield f"| `{name}` | {sentence(metric_summary(metric))} |"
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import tomllib
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from evomerge.api import load_run
+from evomerge.api import evaluate, load_run
 from evomerge.errors import StudyError
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe
+from evomerge.tasks import Task
 
 from .study.search_case import search, write_case
 from .test_cli import evomerge
@@ -60,9 +62,12 @@ def test_the_page_shows_the_files_of_the_package_that_is_tested():
     assert code(PAGE.read_text()) == shown
 
 
-def test_a_search_uses_another_packages_method_and_optimizer(site: Path, tmp_path: Path):
+def test_a_search_uses_another_packages_method_metric_and_optimizer(site: Path, tmp_path: Path):
     install_example(site)
     recipe = write_case(tmp_path / "case", method="magmax", optimizer="compass", evaluations=9)
+    task = tmp_path / "case" / "tasks" / "written.yaml"
+    # Random models write bytes, which are like each other.
+    task.write_text(task.read_text().replace("exact_match", "similarity").replace("tokens: 4", "tokens: 30"))
     run, out = tmp_path / "run", tmp_path / "merged"
     checked = evomerge("check", recipe)
     assert checked.returncode == 0, checked.stderr
@@ -93,6 +98,12 @@ def test_a_search_uses_another_packages_method_and_optimizer(site: Path, tmp_pat
     written = load_file(out / "model.safetensors")[name]
     assert torch.equal(written, (base[name].float() + largest).bfloat16())
 
+    evaluated = evaluate(str(out), [task]).scores[0]
+    targets = [item.target for item in Task.load(task).items("holdout")]
+    pairs = zip(evaluated.completions, targets, strict=True)
+    assert list(evaluated.items) == [SequenceMatcher(None, one.strip(), other.strip()).ratio() for one, other in pairs]
+    assert 0 < evaluated.score < 1
+
     card = ModelCard.load(out / "README.md")
     assert card.data.tags == ["merge", "evomerge"]
     assert "`magmax` is that of the package evomerge-example 1.0, which must be installed" in card.text
@@ -103,9 +114,12 @@ def test_a_search_uses_another_packages_method_and_optimizer(site: Path, tmp_pat
 def test_a_search_is_not_resumed_with_another_version_of_the_package(site: Path, tmp_path: Path):
     install_example(site)
     recipe = write_case(tmp_path, method="magmax", optimizer="compass", evaluations=1)
+    task = tmp_path / "tasks" / "written.yaml"
+    task.write_text(task.read_text().replace("exact_match", "similarity"))
     search(recipe, tmp_path / "run")
     install_example(site, "1.1")
-    changed = 'plugins.magmax was "evomerge-example 1.0", is "evomerge-example 1.1", plugins.compass was'
+    names = ("magmax", "compass", "similarity")
+    changed = ", ".join(f'plugins.{name} was "evomerge-example 1.0", is "evomerge-example 1.1"' for name in names)
     with pytest.raises(StudyError, match=re.escape(changed)):
         search(recipe, tmp_path / "run", evaluations=2)
     install_example(site)
@@ -114,14 +128,17 @@ def test_a_search_is_not_resumed_with_another_version_of_the_package(site: Path,
 
 def test_a_recipe_without_plugins_imports_none_and_has_them_among_the_suggestions(site: Path, tmp_path: Path):
     (site / "loud.py").write_text("raise SystemExit('imported')\n")
-    points = {"evomerge.methods": {"loudest": "loud:METHOD"}, "evomerge.optimizers": {"noisy": "loud:Noisy"}}
-    install(site, "loud", "2", points)
+    names = {"methods": "loudest", "metrics": "volume", "optimizers": "noisy"}
+    install(site, "loud", "2", {f"evomerge.{group}": {name: "loud:NAME"} for group, name in names.items()})
     recipe = write_case(tmp_path)
     assert evomerge("check", recipe).returncode == 0
     text = recipe.read_text()
     recipe.write_text(text.replace("task_arithmetic", "loudes").replace("cma-es", "noisi"))
+    task = tmp_path / "tasks" / "written.yaml"
+    task.write_text(task.read_text().replace("exact_match", "volum"))
     failed = evomerge("check", recipe)
     assert failed.returncode == 1
+    assert 'written.yaml:2: metric: there is no metric of completions "volum"; did you mean "volume"?' in failed.stderr
     assert 'recipe.yaml:1: merge_method: there is no merge method "loudes"; did you mean "loudest"?' in failed.stderr
     assert 'search.optimizer: there is no optimizer "noisi"; did you mean "noisy"?' in failed.stderr
 
@@ -151,9 +168,14 @@ def test_a_package_that_cannot_be_used_is_named(name: str, site: Path, tmp_path:
     assert "Traceback" not in failed.stderr
 
 
-def test_a_broken_optimizer_is_reported_with_the_other_faults(site: Path, tmp_path: Path):
-    install(site, "some-package", "0.3", {"evomerge.optimizers": {"gone": "nowhere:Gone"}})
-    failed = evomerge("check", write_case(tmp_path, method="lnear", optimizer="gone"))
+def test_a_broken_optimizer_and_metric_are_reported_with_the_other_faults(site: Path, tmp_path: Path):
+    groups = ("evomerge.optimizers", "evomerge.metrics")
+    install(site, "some-package", "0.3", {group: {"gone": "nowhere:Gone"} for group in groups})
+    recipe = write_case(tmp_path, method="lnear", optimizer="gone")
+    task = tmp_path / "tasks" / "written.yaml"
+    task.write_text(task.read_text().replace("exact_match", "gone"))
+    failed = evomerge("check", recipe)
+    assert 'metric: some-package 0.3: the metric of completions "gone" (entry point nowhere:Gone' in failed.stderr
     assert 'there is no merge method "lnear"' in failed.stderr
     assert 'search.optimizer: some-package 0.3: the optimizer "gone" (entry point nowhere:Gone' in failed.stderr
 

@@ -17,6 +17,7 @@ from evomerge.metrics.languages import check_language_code, is_written_in
 from evomerge.metrics.numbers import check_ends_in_number, check_rule, last_number, number_in
 from evomerge.metrics.texts import PATTERN_SECONDS, check_pattern, contains, exact_match, regex_match
 from evomerge.metrics.words import check_language, check_words, f1, rouge_l
+from evomerge.plugins import Table
 
 __all__ = [
     "METRICS",
@@ -66,7 +67,7 @@ class Metric:
         return self.compare(completion, target) if option is None else self.compare(completion, target, option)
 
 
-METRICS: dict[str, Metric] = {
+_METRICS = {
     "exact_match": Metric(exact_match),
     "contains": Metric(contains),
     "regex": Metric(regex_match, check_pattern),
@@ -75,4 +76,8 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(f1, check_language, partial(check_words, f1)),
     "rouge_l": Metric(rouge_l, check_language, partial(check_words, rouge_l)),
 }
-"""What a task of type ``generate`` may name as its metric."""
+
+METRICS: Table[Metric] = Table(
+    "evomerge.metrics", "metric of completions", _METRICS, valid=lambda found: isinstance(found, Metric)
+)
+"""What a task of type ``generate`` may name as its metric: evomerge's own metrics, and those of other packages."""

@@ -16,6 +16,7 @@ from evomerge.errors import EvomergeError, MergeError, RecipeError, TaskError
 from evomerge.evaluation import Evaluator
 from evomerge.merge import Plan, Tier, WeightStore, checked_method, choose_tier, open_models, parents, plan
 from evomerge.methods import METHODS
+from evomerge.metrics import METRICS
 from evomerge.paths import find, not_found
 from evomerge.recipe import Recipe, SearchSettings
 from evomerge.runtime import ResidentRuntime, Runtime, StackRuntime, compute_dtype
@@ -108,6 +109,7 @@ class SearchSpec:
         used = {
             self.recipe.merge_method: METHODS.origin(self.recipe.merge_method),
             self.settings.optimizer: optimizers_for(self.recipe).origin(self.settings.optimizer),
+            **{task.metric: METRICS.origin(task.metric) for task in self.tasks if task.type == "generate"},
         }
         return {name: origin for name, origin in used.items() if origin}
 

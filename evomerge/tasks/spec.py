@@ -186,10 +186,9 @@ class MetricSpec(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> MetricSpec:
-        if self.name not in METRICS:
-            raise ValueError(
-                f'no metric of completions is called "{self.name}"{document.suggestion(self.name, METRICS)}'
-            )
+        fault = METRICS.fault(self.name)
+        if fault:
+            raise ValueError(fault)
         try:
             METRICS[self.name].check_option(self.option)
         except ValueError as fault:
