@@ -12,7 +12,7 @@ from evomerge.checkpoint.folder import TEMPLATES, UNFINISHED, belongs_to_model, 
 from evomerge.checkpoint.header import TensorInfo, read_object, reading
 from evomerge.checkpoint.hub import Reference, folder_of, tokenizer_folder
 from evomerge.checkpoint.reading import Checkpoint
-from evomerge.checkpoint.target import replace_text
+from evomerge.checkpoint.target import replace_file
 from evomerge.checkpoint.view import CheckpointView
 from evomerge.checkpoint.writing import CheckpointWriter
 from evomerge.paths import HERE
@@ -30,7 +30,7 @@ __all__ = [
     "files_beside",
     "open_checkpoint",
     "read_object",
-    "replace_text",
+    "replace_file",
     "tokenizer_folder",
     "unfinished",
 ]

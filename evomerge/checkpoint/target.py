@@ -162,7 +162,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Writes a small file whole or not at all: beside it, onto the disk, then one rename.
 
     Raises:
@@ -170,7 +170,7 @@ def replace_text(path: Path, text: str) -> None:
     """
     fresh = unfinished(path)
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(fresh)
         fresh.replace(path)
     except OSError:

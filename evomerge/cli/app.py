@@ -304,7 +304,8 @@ def show(
 def report(
     run: Annotated[Path, argument(metavar="RUN", help="The folder of a run: finished, stopped or running.")],
     kind: Annotated[
-        Literal["html", "svg"], typer.Option("--format", help="html: one page; svg: its pictures, in a folder.")
+        Literal["html", "svg", "png"],
+        typer.Option("--format", help="html: one page; svg or png: its pictures, in a folder."),
     ] = "html",
     to: Annotated[
         Path | None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from evomerge.checkpoint import TEMPLATES, replace_text
+from evomerge.checkpoint import TEMPLATES, replace_file
 from evomerge.errors import EvomergeError, PublishError
 from evomerge.merge import checked_method, into_directory, open_recipe
 from evomerge.publish.card import card_files, is_sealed, public_names, public_recipe, with_licence
@@ -254,6 +254,6 @@ def _public_text(recipe: Recipe, models: Sequence[Parent]) -> str:
 def _write(path: Path, text: str) -> None:
     """Writes a file so that the old one stays until the new one is complete."""
     try:
-        replace_text(path, text)
+        replace_file(path, text)
     except OSError as fault:
         raise PublishError(f"{path}: cannot be written: {fault.strerror or fault}; nothing was sent") from None

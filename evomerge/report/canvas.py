@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -12,12 +13,15 @@ MOST_HINTS = 400
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5538c", "#8a6d00", "#3a93c7", "#5c5c5c", "#7a4fbf")
 _DARK = ("#56b4e9", "#ff8c42", "#2fc99a", "#e08fc0", "#f0e442", "#8fd0f5", "#b0b0b0", "#b79cf0")
 
+FONTS = 'system-ui, -apple-system, "Segoe UI", "DejaVu Sans", Arial, "Liberation Sans", "Noto Sans", sans-serif'
+"""The fonts of pictures, the first that is there; outside of browsers, sans-serif often stands for one that is not."""
+
 _STYLE = """
 %(root)s { --ink: #1b1f24; --soft: #59636e; --line: #d0d7de; --page: #ffffff; --heat: #0b5cad; %(light)s }
 @media %(dark_media)s {
   %(root)s { --ink: #e6edf3; --soft: #9aa4af; --line: #3d444d; --page: #0d1117; --heat: #58a6ff; %(dark)s }
 }
-svg text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: var(--ink) }
+svg text { font: 13px %(fonts)s; fill: var(--ink) }
 svg .title { font-size: 17px; font-weight: 600 }
 svg .heading { font-weight: 600 }
 svg .soft { fill: var(--soft); font-size: 11px }
@@ -55,7 +59,16 @@ def style(root: str = "svg", dark: str = "(prefers-color-scheme: dark)") -> str:
         " ".join(f"--m{i}: {colour};" for i, colour in enumerate(shades)) for shades in (_LIGHT, _DARK)
     )
     models = "\n".join(f".m{i} {{ fill: var(--m{i}) }}" for i in range(len(_LIGHT)))
-    return _STYLE % {"root": root, "dark_media": dark, "light": light_colours, "dark": dark_colours, "models": models}
+    parts = {"dark_media": dark, "light": light_colours, "dark": dark_colours, "models": models, "fonts": FONTS}
+    return _STYLE % {"root": root, **parts}
+
+
+def plain_style() -> str:
+    """Returns the style sheet for a light background, without variables, which few programs but browsers know."""
+    light, _, rest = style().partition("@media")
+    values = dict(re.findall(r"(--\w+): ([^;]+);", light))
+    rules = rest.partition("\n}\n")[2]
+    return re.sub(r"var\((--\w+)\)", lambda found: values[found[1]], rules)
 
 
 def colour(model: int) -> str:
@@ -133,12 +146,19 @@ class Canvas:
         """Returns the picture as a part of a page that has its style, as an element of class `kind`."""
         return "\n".join([self._head(0, f' class="{kind}"'), *self._parts, "</svg>"])
 
-    def file(self, space: int = 0) -> str:
-        """Returns the picture as the text of an SVG file that needs nothing else, with some space around it."""
+    def file(self, space: int = 0, sheet: str | None = None) -> str:
+        """Returns the picture as the text of an SVG file that needs nothing else.
+
+        Args:
+            space: around it, in pixels.
+            sheet: its style sheet; by default that of `style`.
+        """
         width, height = self._size(space)
         head = self._head(space, ' xmlns="http://www.w3.org/2000/svg"')
         page = f'<rect class="page" x="{-space}" y="{-space}" width="{width:g}" height="{height:g}"/>'
-        return "\n".join([head, f"<style>{style()}</style>", HATCH, page, *self._parts, "</svg>\n"])
+        return "\n".join(
+            [head, f"<style>{style() if sheet is None else sheet}</style>", HATCH, page, *self._parts, "</svg>\n"]
+        )
 
     def _size(self, space: int) -> tuple[float, float]:
         return self.width + 2 * space, self.y + self.margin + 2 * space

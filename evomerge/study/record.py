@@ -21,7 +21,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from evomerge.checkpoint import read_object, replace_text, unfinished
+from evomerge.checkpoint import read_object, replace_file, unfinished
 from evomerge.errors import CheckpointError, StudyError
 from evomerge.search import Outcome, Proposal, State
 from evomerge.study.storage import DATABASE, Storage
@@ -277,14 +277,14 @@ def storage_of(folder: Path) -> str:
         return ""
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file of a run whole or not at all.
 
     Raises:
         StudyError: it cannot be written.
     """
     try:
-        replace_text(path, text)
+        replace_file(path, content)
     except OSError as fault:
         raise StudyError(
             f"{path}: cannot be written ({fault.strerror}); the record is safe: make room where the disk is full, and"
