@@ -13,6 +13,7 @@ from evomerge.runtime.cache import Prefix, RowCache, can_replace_rows
 from evomerge.runtime.forward import Forward, padded
 from evomerge.runtime.protocol import GenerationRequest
 from evomerge.runtime.shared_attention import SharedAttention
+from evomerge.runtime.tree import common_length
 
 LEAST_SHARED = 16
 """A prefix of fewer tokens is run with each prompt: attention in two parts takes longer than it saves."""
@@ -250,8 +251,6 @@ class EqualBatch:
 
 def _shared_length(prompts: Sequence[tuple[int, ...]]) -> int:
     """Returns how many tokens all prompts begin with, if there are several; each has at least one more."""
-    first, last = min(prompts), max(prompts)
-    count = 0
-    while len(prompts) > 1 and count < min(len(first), len(last)) and first[count] == last[count]:
-        count += 1
-    return min(count, *(len(one) - 1 for one in prompts))
+    if len(prompts) < 2:
+        return 0
+    return min(common_length(min(prompts), max(prompts)), *(len(one) - 1 for one in prompts))

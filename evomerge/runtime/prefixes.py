@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable
 
 from torch import Tensor
 
+from evomerge.runtime.tree import common_length
+
 Path = tuple[Hashable, ...]
 """What the first layer's input depends on, then each layer; where these are equal, so are the hidden states."""
 
@@ -38,7 +40,7 @@ class Prefixes:
         if path in self._expected:
             self._expected.remove(path)
         self._path = path
-        self._wanted = frozenset(_shared(path, other) - 1 for other in self._expected) - {0, -1}
+        self._wanted = frozenset(common_length(path, other) - 1 for other in self._expected) - {0, -1}
         self._forget()
 
     def deepest(self, batch: bytes) -> tuple[int, Tensor | None]:
@@ -78,13 +80,3 @@ class Prefixes:
         for prefix in list(self._kept):
             if not any(path[: len(prefix)] == prefix for path in (self._path, *self._expected)):
                 self.nbytes -= sum(states.nbytes for states in self._kept.pop(prefix).values())
-
-
-def _shared(path: Path, other: Path) -> int:
-    """Returns the length of the longest common prefix of two paths."""
-    count = 0
-    for one, two in zip(path, other, strict=False):
-        if one != two:
-            break
-        count += 1
-    return count

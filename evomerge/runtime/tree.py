@@ -114,8 +114,8 @@ def tree_size(sequences: Sequence[Ids]) -> int:
     return sum(1 for _ in _nodes(sequences, 0))
 
 
-def common_length(one: Ids, other: Ids) -> int:
-    """Returns how many first tokens two sequences have in common."""
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """Returns how many first members two sequences have in common."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:
