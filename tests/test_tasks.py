@@ -907,3 +907,12 @@ def test_the_same_question_about_the_same_image_is_in_one_split_only(tmp_path: P
     (tmp_path / "one.png").write_bytes(png(1))
     with pytest.raises(TaskError, match="holdout"):
         task(tmp_path, SEEN, [{"q": "what?", "a": "x", "picture": "one.png"}] * 2).check()
+
+
+def test_the_rows_of_a_split_on_the_hub_are_known_without_reading_them():
+    tasks = Path(__file__).parent.parent / "eval_tasks"
+    gsm8k = {"path": "openai/gsm8k", "name": "main", "revision": None}
+    task = Task.load(tasks / "gsm8k.yaml")
+    assert task.hub_rows("search") == {**gsm8k, "split": "train", "rows": [4, 260]}
+    assert task.hub_rows("holdout") == {**gsm8k, "split": "test", "rows": None}
+    assert Task.load(tasks / "quickstart_addition.yaml").hub_rows("holdout") is None

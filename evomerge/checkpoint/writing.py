@@ -173,6 +173,7 @@ class CheckpointWriter:
                 shutil.copyfile(copies[name], self._target.new / name)
                 sync(self._target.new / name)
             for name, text in {**texts, **own}.items():
+                (self._target.new / name).parent.mkdir(exist_ok=True)
                 (self._target.new / name).write_text(text, encoding="utf-8", newline="")
                 sync(self._target.new / name)
             for file in self._files.values():

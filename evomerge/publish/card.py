@@ -11,6 +11,7 @@ from typing import Any
 from evomerge.checkpoint import Reference
 from evomerge.errors import EvomergeError
 from evomerge.methods import METHODS
+from evomerge.publish.benchmarks import benchmark_files
 from evomerge.publish.checks import CARD, PICTURE, RECIPE, read_card
 from evomerge.publish.licences import Licence
 from evomerge.publish.parents import Parent, licence_of, parents
@@ -35,7 +36,7 @@ _Scores = Mapping[str, Any]
 
 
 def card_files(recipe: Recipe, name: str, run: Path | None = None, licence: Licence | None = None) -> dict[str, str]:
-    """Returns the texts of the card and of the recipe's picture, by their names in the model's folder.
+    """Returns the texts of the card, the recipe's picture and scores on benchmarks, by their names in the folder.
 
     Args:
         recipe: what the model was made from.
@@ -46,6 +47,7 @@ def card_files(recipe: Recipe, name: str, run: Path | None = None, licence: Lice
     models = parents(recipe)
     resolved = licence or licence_of(models)
     result = _result(run, recipe) if run else None
+    benchmarks = score_files(recipe, run) if run else {}
     metadata = _metadata(recipe, name, models, resolved, _results(result))
     body = [
         _introduction(recipe, name, models),
@@ -56,9 +58,15 @@ def card_files(recipe: Recipe, name: str, run: Path | None = None, licence: Lice
     ]
     text = f"---\n{metadata}\n---\n\n" + "\n".join(part for part in body if part)
     try:
-        return {CARD: sealed(text), PICTURE: to_svg(drawing_of(recipe.merge_only()))}
+        return {CARD: sealed(text), PICTURE: to_svg(drawing_of(recipe.merge_only())), **benchmarks}
     except EvomergeError:  # More layers than a picture shows.
-        return {CARD: sealed(text.replace(_PICTURE_LINE, ""))}
+        return {CARD: sealed(text.replace(_PICTURE_LINE, "")), **benchmarks}
+
+
+def score_files(recipe: Recipe, run: Path) -> dict[str, str]:
+    """Returns the files of a run's scores on benchmarks, by their names in the model's folder; see `card_files`."""
+    result = _result(run, recipe)
+    return benchmark_files(result) if result else {}
 
 
 def sealed(text: str) -> str:

@@ -12,6 +12,7 @@ from evomerge.checkpoint.folder import leads_out
 from evomerge.checkpoint.header import CONFIG, INDEX, WEIGHTS, reading
 from evomerge.errors import PublishError
 from evomerge.kernels.fused import all_finite
+from evomerge.publish.benchmarks import FOLDER
 
 CARD = "README.md"
 RECIPE = "evomerge_recipe.yaml"
@@ -65,8 +66,9 @@ def check_revision(revision: str) -> None:
 def check_model(folder: Path, progress: Progress) -> list[str]:
     """Returns the names of a model's files in its folder, all of them complete, its config and tokenizer loaded.
 
-    The names are of the weights and of what a runtime loads beside them, of the card, the recipe, its picture and
-    licences; nothing else in the folder belongs to a model. Every element of the weights is read.
+    The names are of the weights and of what a runtime loads beside them, of the card, the recipe, its picture,
+    scores on benchmarks and licences; nothing else in the folder belongs to a model. Every element of the weights is
+    read.
 
     Args:
         folder: a model's folder, as `apply` writes it.
@@ -94,11 +96,12 @@ def check_model(folder: Path, progress: Progress) -> list[str]:
             )
         weights = [path.name for path in checkpoint.weight_files]
     index = [] if weights == [WEIGHTS] else [INDEX]
-    others = [path for pattern in ("LICENSE*", RECIPE, PICTURE, CARD) for path in folder.glob(pattern)]
+    own = ("LICENSE*", RECIPE, PICTURE, CARD, f"{FOLDER}/*.yaml")
+    others = [path for pattern in own for path in folder.glob(pattern)]
     for path in others:
         if leads_out(path, folder):
             raise PublishError(f"{path}: is a link to {path.resolve()}, out of the model's folder; nothing was sent")
-    return sorted({CONFIG, *index, *weights, *beside, *(path.name for path in others)})
+    return sorted({CONFIG, *index, *weights, *beside, *(path.relative_to(folder).as_posix() for path in others)})
 
 
 def _loads(folder: Path, what: str, load: Callable[..., Any]) -> None:

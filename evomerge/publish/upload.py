@@ -10,7 +10,15 @@ from tempfile import TemporaryDirectory
 from evomerge.checkpoint import TEMPLATES, replace_file
 from evomerge.errors import EvomergeError, PublishError
 from evomerge.merge import checked_method, into_directory, open_recipe
-from evomerge.publish.card import card_files, is_sealed, public_names, public_recipe, with_licence
+from evomerge.publish.benchmarks import FOLDER
+from evomerge.publish.card import (
+    card_files,
+    is_sealed,
+    public_names,
+    public_recipe,
+    score_files,
+    with_licence,
+)
 from evomerge.publish.checks import (
     CARD,
     RECIPE,
@@ -79,8 +87,8 @@ def publish(  # noqa: PLR0913 (each is an option of the command, but for the las
         revision: the branch to send to, which is made where there is none; by default ``main``.
         dry_run: check and make everything, and send nothing.
         licence: the Hub's name of the licence to state in the card, in place of the one it states.
-        card: send README.md, which is written where there is none and must state a licence. The card of a run that
-            nobody has edited is written again, with what is known of the search by now.
+        card: send scores on benchmarks, and README.md, which is written where there is none and must state a licence.
+            The card of a run that nobody has edited is written again, with what is known of the search by now.
         progress: called with ``writing`` or ``checking``, the bytes that are done, and all that there are.
 
     Raises:
@@ -106,8 +114,11 @@ def publish(  # noqa: PLR0913 (each is an option of the command, but for the las
     notes = _notes(run, recipe, models, written)
     if recipe is not None:
         texts[RECIPE] = _public_text(recipe, models)
-    sent = sorted(name for name in {*names, *texts} if card or name != CARD)
-    left_out = tuple(sorted(path.name for path in folder.iterdir() if path.name not in {*sent, TEMPLATES}))
+        if run is not None and card:
+            texts |= score_files(recipe, run)
+    about = (CARD, f"{FOLDER}/")
+    sent = sorted(name for name in {*names, *texts} if card or not name.startswith(about))
+    left_out = tuple(sorted(path.name for path in folder.iterdir() if path.name not in {*sent, TEMPLATES, FOLDER}))
     url = None
     if token is not None:
         unwritten = [folder / name for name in sent if name not in texts]
@@ -143,7 +154,8 @@ def _stage(folder: Path, staged: Path, names: Sequence[str], texts: Mapping[str,
 
 def _states(folder: Path) -> dict[Path, tuple[int, ...] | None]:
     """Returns what tells the files of a model's folder from themselves after a change."""
-    return {path: _state(path) for path in (*folder.glob("*"), *(folder / TEMPLATES).glob("*"))}
+    inner = (path for name in (TEMPLATES, FOLDER) for path in (folder / name).glob("*"))
+    return {path: _state(path) for path in (*folder.glob("*"), *inner)}
 
 
 def _state(path: Path) -> tuple[int, ...] | None:

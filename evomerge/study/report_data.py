@@ -274,6 +274,7 @@ def _asked(spec: SearchSpec, objective: Objective) -> dict[str, Any]:
                 "metric": task.metric,
                 "weight": entry.weight,
                 "holdout_items": len(task.items("holdout")),
+                "holdout_data": task.hub_rows("holdout"),
                 "scale": scale._asdict() if (scale := objective.scales.get(task.name)) else None,
             }
             for task, entry in zip(spec.tasks, spec.recipe.tasks, strict=True)

@@ -200,6 +200,13 @@ class Task:
             settings.append(self.language)
         return hash_of([settings, [item.key for item in self.items(split)]])
 
+    def hub_rows(self, split: Split) -> dict[str, Any] | None:
+        """Returns which rows of which data set on the Hub a split has; None if its rows are in a file."""
+        data, rows = self._data(("splits", split)), self._parts["splits", split].rows
+        if data_files.is_local(data.path):
+            return None
+        return {**data.model_dump(include={"path", "name", "split", "revision"}), "rows": rows and list(rows)}
+
     def _data(self, location: Location) -> DataSpec:
         spec = self._parts[location].data or self._spec.data
         assert spec is not None  # not input: read_spec refuses a part without data

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 
 from evomerge.errors import PublishError
 from evomerge.merge import into_directory, open_recipe
@@ -269,3 +270,46 @@ def test_backticks_in_a_recipe_do_not_end_its_block(case: Path, tmp_path: Path):
     text = card_of(recipe).text
     assert text.count("````yaml\n") == 1
     assert Recipe.parse(text.split("````yaml\n")[1].split("````")[0]).chat_template == "```{{ x }}"
+
+
+GSM8K = {"path": "openai/gsm8k", "name": "main", "split": "test", "revision": None, "rows": None}
+
+
+def on_a_benchmark(case: Path, folder: Path, metric: str = "last_number", **changes: object) -> Path:
+    """A copy of the run, as if its second task had been searched with these held-out rows of GSM8K."""
+    shutil.copytree(case / "run", folder)
+    result = json.loads((folder / "result.json").read_text())
+    result["search"]["tasks"][1] |= {"metric": metric, "holdout_data": {**GSM8K, **changes}}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_a_score_on_a_whole_benchmark_is_a_file_for_its_leaderboard(case: Path, tmp_path: Path, hub: Hub):
+    run = on_a_benchmark(case, tmp_path / "run", revision="abc")
+    score = json.loads((run / "result.json").read_text())["winner"]["holdout_tasks"]["written"]
+    assert made(run, tmp_path / "merged").joinpath(".eval_results/gsm8k.yaml").is_file()
+    for source, repo_id in ((run, "me/winner"), (tmp_path / "merged", "me/merged")):
+        published = publish(source, repo_id)
+        assert ".eval_results" not in published.left_out
+        sent = hub.repositories[repo_id].files()[".eval_results/gsm8k.yaml"].data.decode()
+        (entry,) = parse_eval_result_entries(yaml.safe_load(sent))
+        assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", score)
+        assert (entry.dataset_revision, entry.notes) == ("abc", "evomerge, metric last_number")
+        publish(source, f"{repo_id}-without", card=False)
+        assert ".eval_results/gsm8k.yaml" not in hub.repositories[f"{repo_id}-without"].files()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": [0, 100]},
+        {"split": "train"},
+        {"name": "socratic"},
+        {"path": "me/gsm8k"},
+        {"metric": "f1"},
+    ],
+    ids=str,
+)
+def test_other_scores_are_for_no_leaderboard(case: Path, tmp_path: Path, changes: dict[str, object]):
+    run = on_a_benchmark(case, tmp_path / "run", **changes)
+    assert set(card_files(Recipe.load(run / "best.yaml"), "name", run)) == {"README.md", "evomerge_recipe.svg"}
