@@ -80,7 +80,9 @@ def test_the_result_says_all_and_the_best_recipe_is_the_winner(case: Path, whole
     # The base is better than both parents and all merges of this case: the parents alone would be beaten.
     best = max([*result["parents"], result["base"], result["mean"]], key=lambda entry: entry["holdout"])
     assert result["difference"]["to"] == best["model"] == str(case.parent / "base")
-    assert result["difference"]["holdout"] == result["winner"]["holdout"] - best["holdout"] < 0
+    gap = result["winner"]["holdout"] - best["holdout"]
+    assert result["difference"]["holdout"] == pytest.approx(gap, abs=1e-12)
+    assert gap < 0
     assert all(result["winner"]["holdout"] > parent["holdout"] for parent in result["parents"])
     assert not result["beaten"]
     assert len(result["finalists"]) == 5
