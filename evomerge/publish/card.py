@@ -175,8 +175,8 @@ def _found(result: Mapping[str, Any]) -> str:
     search = _search(result)
     how = f", with the optimizer `{search['optimizer']}` and seed {search['seed']}" if "seed" in search else ""
     failures = f", {result['failures']} of which failed" if result["failures"] else ""
-    said = " ".join([result["verdict"], *result.get("notes", ())])
-    verdict = with_short_names(said, [other["model"] for other in _others(result)])
+    names = [other["model"] for other in _others(result)]
+    said = [_escaped(with_short_names(text, names)) for text in (result["verdict"], *result.get("notes", ()))]
     lines = [
         f"- `{task['task']}`: `{task['metric']}`, {task['holdout_items']} held-out items, weight {task['weight']:g}"
         for task in search["tasks"]
@@ -185,7 +185,8 @@ def _found(result: Mapping[str, Any]) -> str:
         [
             "## How it was found\n",
             f"By a search over {result['evaluations']} candidates{failures}{how}. The search saw one set of items; the"
-            f" scores below named holdout are on others. {_escaped(verdict)}\n",
+            f" scores below named holdout are on others.\n",
+            *(f"{text}\n" for text in said),
             *([*lines, ""] if lines else []),
         ]
     )
