@@ -10,6 +10,7 @@ import pytest
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 
 from evomerge.errors import TaskError
 from evomerge.evaluation import Evaluator
@@ -17,7 +18,7 @@ from evomerge.merge import Planner, WeightStore, open_models
 from evomerge.recipe import Recipe
 from evomerge.runtime import ResidentRuntime
 from evomerge.tasks import LmEvalTask
-from tests.tiny import tiny_checkpoint
+from tests.tiny import tiny_checkpoint, tiny_tokenizer
 
 COMMON = """\
 dataset_path: json
@@ -60,8 +61,14 @@ metric_list: [{metric: perplexity, higher_is_better: false}, {metric: acc}]
 
 
 class Case:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, adds_bos: bool = False) -> None:
         self.model = tiny_checkpoint(folder / "model", scale=0.3)
+        if adds_bos:
+            tokenizer = tiny_tokenizer()
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single="<s> $0", special_tokens=[("<s>", 1)]
+            )
+            tokenizer.save_pretrained(self.model)
         for split, count in (("train", 6), ("validation", 4), ("test", 7)):
             rows = [
                 {"q": f"what is {split} {i}?", "c": ["a", "bcd ef", "x"], "a": i % 3, "t": f"it is {i} of {split}"}
@@ -125,7 +132,9 @@ def test_completions_are_filtered_and_scored_as_in_lm_eval(case: Case):
         assert completions == [sample["resps"][0][0] for sample in own]
 
 
-def test_texts_score_as_in_lm_eval(case: Case):
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_texts_score_as_in_lm_eval(tmp_path: Path, adds_bos: bool):
+    case = Case(tmp_path, adds_bos=adds_bos)
     _, samples = case.lm_eval("tiny_text")
     values, _ = case.scores("tiny_text,metric=bits_per_byte")
     expected = [likelihood / length for likelihood, length in (sample["bits_per_byte"] for sample in samples)]

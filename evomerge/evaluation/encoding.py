@@ -64,9 +64,12 @@ def encode(
         for start, continuation in item.texts or [(text, end) for end in ends]:
             prompt, target, dropped = _split(start, continuation, tokenizer, special=not task.chat)
             if item.texts and not start:
-                # As lm-eval does.
-                first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-                prompt, target = (first,), tuple(tokenizer(continuation, add_special_tokens=False)["input_ids"])
+                # As lm-eval does: of a text on its own it also scores the first token, if the tokenizer adds one.
+                special = task.type == "perplexity"
+                target = tuple(tokenizer(continuation, add_special_tokens=special)["input_ids"])
+                prompt = _first(tokenizer)
+            elif task.type == "perplexity" and not prompt:
+                prompt = _first(tokenizer)
             images = None
             if seen:
                 prompt, images = _without_last(*seen, dropped)
@@ -90,6 +93,12 @@ def encode(
             requests.append(request)
         found.append(Encoded(item, tuple(requests)))
     return found
+
+
+def _first(tokenizer: Any) -> tuple[int, ...]:
+    """Returns what comes before a text whose tokenizer adds no first token: the one that begins or else ends texts."""
+    known = [one for one in (tokenizer.bos_token_id, tokenizer.eos_token_id) if one is not None]
+    return tuple(known[:1])
 
 
 def _text(task: Task, item: Item, tokenizer: Any, processor: Any) -> str:

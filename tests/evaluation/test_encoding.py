@@ -21,6 +21,12 @@ def task(folder: Path, text: str) -> Task:
     return Task.load(path)
 
 
+def without_prompt(folder: Path) -> Task:
+    made = task(folder, 'type: perplexity\ntarget: "{{ a }}"\n')
+    made.path.write_text(made.path.read_text().replace('prompt: "{{ q }}"\n', ""))
+    return Task.load(made.path)
+
+
 def encoded(made: Task, limit: int | None = 512, chat_template: bool = True):
     tokenizer = tiny_tokenizer(chat_template=chat_template)
     return tokenizer, encode(made, made.items("search"), tokenizer, limit, VOCABULARY)
@@ -35,13 +41,26 @@ def test_prompt_and_target_are_the_whole_text(tmp_path: Path):
         assert tokenizer.decode(request.target) == " yes"
 
 
-def test_text_without_a_prompt_has_a_target_alone(tmp_path: Path):
-    made = task(tmp_path, 'type: perplexity\ntarget: "{{ a }}"\n')
-    made.path.write_text(made.path.read_text().replace('prompt: "{{ q }}"\n', ""))
+@pytest.mark.parametrize(("bos", "eos", "first"), [("<s>", "</s>", "<s>"), (None, "</s>", "</s>")])
+def test_a_text_without_a_prompt_follows_a_token_that_begins_or_ends_texts(
+    tmp_path: Path, bos: str | None, eos: str, first: str
+):
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token, tokenizer.eos_token = bos, eos
+    made = without_prompt(tmp_path)
+    (request,) = encode(made, made.items("search"), tokenizer, 512, VOCABULARY)[0].requests
+    assert tokenizer.decode(request.prompt) == first
+    assert tokenizer.decode(request.target) == " yes"
+
+
+def test_a_text_without_a_prompt_needs_such_a_token(tmp_path: Path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    made = without_prompt(tmp_path)
     with pytest.raises(
-        TaskError, match=r"item 0 \(' yes'\) has an empty prompt, and the tokenizer adds no first token"
+        TaskError, match=r"item 0 \(' yes'\) has an empty prompt, and the tokenizer adds no first"
     ):
-        encoded(Task.load(made.path))
+        encode(made, made.items("search"), tokenizer, 512, VOCABULARY)
 
 
 def test_choices_are_requests_of_their_item(tmp_path: Path):
