@@ -57,9 +57,7 @@ def test_a_text_without_a_prompt_needs_such_a_token(tmp_path: Path):
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
     made = without_prompt(tmp_path)
-    with pytest.raises(
-        TaskError, match=r"item 0 \(' yes'\) has an empty prompt, and the tokenizer adds no first"
-    ):
+    with pytest.raises(TaskError, match=r"item 0 \(' yes'\) has an empty prompt, and the tokenizer adds no first"):
         encode(made, made.items("search"), tokenizer, 512, VOCABULARY)
 
 
