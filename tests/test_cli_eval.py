@@ -75,7 +75,7 @@ def test_a_limit_scores_the_first_items(case: Path):
         for limit in ((), ("--limit", 5), ("--limit", 500))
     ]
     for whole, some, more in zip(*(one["scores"] for one in found), strict=True):
-        assert some["items"] == whole["items"][:5]
+        assert some["items"] == pytest.approx(whole["items"][:5], rel=1e-5)  # Other batches, other last bits.
         assert more["items"] == whole["items"]
         assert some.get("completions") == (whole["completions"][:5] if "completions" in whole else None)
 

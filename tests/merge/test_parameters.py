@@ -62,7 +62,7 @@ def test_parameters_of_other_methods_are_let_pass_where_they_are_not_searched():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("merge_method: tise\nmodels: [{model: a}]\n", 'no method "tise"; did you mean "ties"?'),
+        ("merge_method: tise\nmodels: [{model: a}]\n", 'no merge method "tise"; did you mean "ties"?'),
         ("merge_method: ties\nmodels: [{model: a}, {model: b}]\n", 'add "base_model"'),
         ("merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}, {model: c}]\n", "found 2"),
         ("merge_method: passthrough\nmodels: [{model: a}, {model: b}]\n", "passthrough merges 1 model,"),

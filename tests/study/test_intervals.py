@@ -89,7 +89,7 @@ def report(winner: float, difference: tuple[float, float], name: str = "trial 3"
         Comparison(key, winner - score, difference, difference, 0.5, 3, 1, 6, 0.6, {"t": winner - score}, None)
         for key, score in others.items()
     ]
-    return ReportData([parent], base, mean, [own], recipe, comparisons, 1, 0, {})
+    return ReportData([parent], base, mean, [own], recipe, comparisons, 1, 0, 8, {})
 
 
 @pytest.mark.parametrize("rival", ["base", "mean", "parent"])
