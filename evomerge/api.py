@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
 from evomerge.errors import TaskError
@@ -40,7 +41,7 @@ from evomerge.study import (
     prepare,
 )
 from evomerge.study.stages import study_name
-from evomerge.tasks import Split, Task, open_task
+from evomerge.tasks import LocalFiles, Split, Task, check_used, open_task
 
 __all__ = [
     "Applied",
@@ -67,11 +68,13 @@ class SearchOptions(TypedDict, total=False):
         evaluations: how many candidates are scored; of a recipe with stages, in the last one.
         seed: the search's seed.
         compute_dtype: the name of the dtype in which candidates run; ``auto``: the fastest.
+        data: local files in place of data sets on the Hub, see `Task.load`.
     """
 
     evaluations: int | None
     seed: int | None
     compute_dtype: str
+    data: LocalFiles
 
 
 Watching = Callable[[SearchSpec, str], AbstractContextManager[Observer]]
@@ -281,7 +284,7 @@ def open_model(model: str) -> Plan:
     return plan(recipe, open_models(recipe))
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (options by keyword)
     model: str,
     tasks: Sequence[Task | Path | str],
     *,
@@ -289,6 +292,7 @@ def evaluate(
     limit: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    data: LocalFiles = MappingProxyType({}),
     scored: Callable[[TaskScore], None] = lambda _score: None,
 ) -> Evaluation:
     """Returns the scores of a model, or of the model of a recipe, on tasks; nothing is written.
@@ -300,12 +304,14 @@ def evaluate(
         limit: scores the first so many items of each split only.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto``: the fastest.
         dtype: the name of the dtype in which the model runs; ``auto``: the fastest.
+        data: local files in place of data sets on the Hub that task files name, see `Task.load`.
         scored: called with each score as soon as it is known.
 
     Raises:
         EvomergeError: the model, the recipe or a task is not valid.
     """
-    opened = [task if isinstance(task, Task) else open_task(task) for task in tasks]
+    opened = [task if isinstance(task, Task) else open_task(task, data) for task in tasks]
+    check_used(data, opened)
     faults = [
         f'{second.path}: has the same name as {first.path}, "{second.name}"; give one of them another'
         for first, second in combinations(opened, 2)

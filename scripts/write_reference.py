@@ -94,6 +94,8 @@ tokenizer:
 merge_method: passthrough
 slices: {search: {models: [org/a, org/b], repeats: 2}}
 tasks: [{task: task.yaml, weight: 0.5}]
+data: {"openai/gsm8k:test": gsm8k_test.jsonl}
+allow_test_set: true
 search:
   seed: 1
   sigma: 0.1
@@ -110,6 +112,8 @@ stages:
   weights: {merge_method: linear, models: [{model: a, parameters: {weight: {search: [0, 1]}}}]}
   layers: {merge_method: passthrough, slices: {search: {models: [weights, a]}}}
 tasks: [{task: task.yaml}]
+data: {"openai/gsm8k:test": gsm8k_test.jsonl}
+allow_test_set: true
 name: my-search
 """,
     "task": """

@@ -20,12 +20,13 @@ from zoneinfo import ZoneInfo
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from evomerge.errors import EvaluationError, TaskError
-from evomerge.tasks import Task, templates
+from evomerge.tasks import Task, check_used, templates
 from evomerge.tasks.data import read_rows, shuffled
 from evomerge.tasks.pictures import pictures_in
 from evomerge.tasks.templates import Template, TemplateError
@@ -916,3 +917,132 @@ def test_the_rows_of_a_split_on_the_hub_are_known_without_reading_them():
     assert task.hub_rows("search") == {**gsm8k, "split": "train", "rows": [4, 260]}
     assert task.hub_rows("holdout") == {**gsm8k, "split": "test", "rows": None}
     assert Task.load(tasks / "quickstart_addition.yaml").hub_rows("holdout") is None
+
+
+# Local files in place of data sets on the Hub
+
+MGSM_ROWS = "Wie viel ist 1 + 1?\t2\nWie viel ist 2 + 2?\t1,234\n"
+
+
+def test_shipped_task_files_read_local_files_in_place_of_the_hub(tmp_path):
+    tasks = Path(__file__).parent.parent / "eval_tasks"
+    rows = [{"question": f"{i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(300)]
+    for name, some in {"train": rows[:260], "test": rows[260:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    (tmp_path / "mgsm.tsv").write_text(MGSM_ROWS)
+    gsm8k = {f"openai/gsm8k:{name}": tmp_path / f"{name}.jsonl" for name in ("train", "test")}
+    one = Task.load(tasks / "gsm8k.yaml", gsm8k)
+    one.check()
+    assert [len(one.items("search")), len(one.items("holdout"))] == [256, 40]
+    assert one.hub_rows("holdout") is None
+    german = Task.load(tasks / "mgsm_de.yaml", {**gsm8k, "juletxara/mgsm:de": tmp_path / "mgsm.tsv"})
+    german.check()
+    assert [item.target for item in german.items("holdout")] == ["2", "1,234"]
+    assert german.items("search")[1].target == rows[1]["answer"]
+
+
+HUB = """\
+type: generate
+data: {path: owner/set, name: main, split: train}
+prompt: "{{ question }}"
+target: "{{ answer }}"
+splits: {search: [0, 2], holdout: {data: {path: owner/set, name: main, split: test}}}
+"""
+
+
+def hub_task(folder: Path, files: dict[str, str]) -> Task:
+    write(folder, HUB)
+    return Task.load(folder / "task.yaml", {key: folder / file for key, file in files.items()})
+
+
+def test_the_most_specific_entry_of_a_data_set_wins(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    made = hub_task(tmp_path, {"owner/set": "rows.jsonl", "owner/set:test:main": "test.jsonl"})
+    assert [len(made.items("search")), len(made.items("holdout"))] == [2, 1]
+
+
+def test_the_fingerprint_follows_the_content_of_local_files_not_their_names(tmp_path):
+    files = {"owner/set:train": "rows.jsonl", "owner/set:test": "test.jsonl"}
+    first = hub_task(tmp_path, files).fingerprint("search")
+    (tmp_path / "moved.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
+    assert hub_task(tmp_path, {**files, "owner/set:train": "moved.jsonl"}).fingerprint("search") == first
+    (tmp_path / "moved.jsonl").write_text('{"question": "q", "answer": "a"}\n' * 2)
+    assert hub_task(tmp_path, {**files, "owner/set:train": "moved.jsonl"}).fingerprint("search") != first
+
+
+@pytest.mark.parametrize(
+    ("files", "key_words"),
+    [
+        ({"owner/set": "rows.jsonl"}, ["owner/set:main:train and owner/set:main:test", "a file for each"]),
+        ({"owner/set:train": "rows.txt"}, ["rows.txt", "owner/set:train", ".jsonl"]),
+        ({"owner/set:train": "none.jsonl"}, ["task.yaml:2", "none.jsonl", "No such file"]),
+    ],
+)
+def test_local_files_that_cannot_stand_for_a_data_set_are_faults(tmp_path, files, key_words):
+    with pytest.raises(TaskError) as raised:
+        hub_task(tmp_path, files).items("search")
+    for word in key_words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["owner/sets:train", "owner/set:validation", "owner/set:train:other"])
+def test_a_local_file_that_no_task_reads_is_a_fault_that_lists_the_data_sets(tmp_path, key):
+    with pytest.raises(TaskError, match=rf"{key}: no task reads .*owner/set:main:train"):
+        check_used({key: "rows.jsonl"}, [hub_task(tmp_path, {key: "rows.jsonl"})])
+
+
+def test_a_file_does_not_stand_for_a_slice_of_a_data_set(tmp_path):
+    write(tmp_path, HUB.replace("split: train", "split: 'train[:50]'"))
+    made = Task.load(tmp_path / "task.yaml", {"owner/set:train": "x.jsonl", "owner/set:test": "y.jsonl"})
+    assert made.replaced == {"owner/set:test"}
+
+
+# Test sets
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "is_test"),
+    [
+        ("openai/gsm8k", "test", True),
+        ("OpenAI/GSM8K", "train+test[:10]", True),
+        ("openai/gsm8k", "train", False),
+        ("Rowan/hellaswag", "validation", True),
+        ("allenai/ai2_arc", "validation", False),
+        ("SakanaAI/gsm8k-ja-test_250-1319", "test", False),
+    ],
+)
+def test_well_known_test_sets_are_known(tmp_path, path, split, is_test):
+    write(tmp_path, HUB.replace("owner/set, name: main, split: train", f"{path}, split: '{split}'"))
+    assert Task.load(tmp_path / "task.yaml").searches_test_set is is_test
+
+
+def test_no_shipped_task_searches_on_a_test_set():
+    files = sorted((Path(__file__).parent.parent / "eval_tasks").glob("*.yaml"))
+    assert [file.stem for file in files if Task.load(file).searches_test_set] == []
+
+
+def test_mgsm_is_the_same_in_all_its_languages():
+    tasks = Path(__file__).parent.parent / "eval_tasks"
+    names = {
+        "bn": "Bengali",
+        "de": "German",
+        "en": "English",
+        "es": "Spanish",
+        "fr": "French",
+        "ja": "Japanese",
+        "ru": "Russian",
+        "sw": "Swahili",
+        "te": "Telugu",
+        "th": "Thai",
+        "zh": "Chinese",
+    }
+    assert {path.stem for path in tasks.glob("mgsm_*.yaml")} == {f"mgsm_{code}" for code in names}
+    found = []
+    for code, name in names.items():
+        data = yaml.safe_load((tasks / f"mgsm_{code}.yaml").read_text())
+        data["prompt"] = data["prompt"].replace(f"in {name}.", "in X.")
+        assert data["splits"]["holdout"]["data"].pop("name") == code
+        if code == "ja":
+            data["splits"]["search"] = found[0]["splits"]["search"]  # the paper's
+        found.append(data)
+    assert all(data == found[0] for data in found)

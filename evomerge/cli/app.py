@@ -15,7 +15,7 @@ from rich.text import Text
 
 import evomerge
 from evomerge.cli import stoppable
-from evomerge.cli.console import ComputeDtype, Device, argument, byte_bars, out, say
+from evomerge.cli.console import ComputeDtype, Data, Device, argument, byte_bars, local_files, out, say
 from evomerge.cli.evaluating import evaluate
 from evomerge.cli.publishing import publish
 from evomerge.cli.schemas import schema
@@ -72,7 +72,7 @@ def _options(
 
 
 @app.command()
-def search(
+def search(  # noqa: PLR0913, PLR0917 (an option is a parameter)
     recipe: RecipeFile,
     run_dir: Annotated[
         Path | None, typer.Option(help="The folder of the run.", show_default="runs/ and the recipe's name")
@@ -83,6 +83,7 @@ def search(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**32 - 1, help="The search's seed, instead of the recipe's.")
     ] = None,
+    data: Data = None,
     device: Device = "auto",
     compute_dtype: ComputeDtype = "auto",
     storage: Annotated[
@@ -123,7 +124,9 @@ def search(
     with stoppable(stopped):
         where = compute_device(device)
         with out.status(Text("Checking the recipe, its models and tasks")):
-            spec = api.prepared(recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype)
+            spec = api.prepared(
+                recipe, evaluations=evaluations, seed=seed, compute_dtype=compute_dtype, data=local_files(data)
+            )
 
         @contextmanager
         def shown(spec: SearchSpec, stage: str) -> Iterator[Observer]:
@@ -191,7 +194,9 @@ app.command("eval")(evaluate)
 
 
 @app.command()
-def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDtype = "auto") -> None:
+def check(
+    recipe: RecipeOrRun, data: Data = None, device: Device = "auto", compute_dtype: ComputeDtype = "auto"
+) -> None:
     """Check a recipe, its models and its tasks.
 
     Reports every fault at once, and what a search would need. Reads headers, configs and task data but no weights,
@@ -219,7 +224,7 @@ def check(recipe: RecipeOrRun, device: Device = "auto", compute_dtype: ComputeDt
             sep="\n",
         )
         return
-    found = api.prepared(document, compute_dtype=compute_dtype)
+    found = api.prepared(document, compute_dtype=compute_dtype, data=local_files(data))
     for name, spec in found.checks.items() if isinstance(found, Stages) else [("", found)]:
         spec.rehearse()
         say(*_stage(name), *_checked(path, spec, where), sep="\n")

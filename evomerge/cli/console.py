@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+from evomerge.errors import TaskError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -24,6 +27,34 @@ Device = Annotated[
 ComputeDtype = Annotated[
     str, typer.Option(metavar="DTYPE", help="The dtype to run models in: their own, or float32; auto: the faster one.")
 ]
+
+
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DATASET=FILE",
+        help="Read a local file in place of a data set on the Hub, such as"
+        " openai/gsm8k:test=gsm8k_test.jsonl; for each file once.",
+        show_default=False,
+    ),
+]
+
+
+def local_files(options: list[str] | None) -> dict[str, Path]:
+    """Returns the files of the option --data, by their data sets.
+
+    Raises:
+        TaskError: an option has another form, or names a data set again.
+    """
+    found: dict[str, Path] = {}
+    for option in options or ():
+        key, equals, file = option.partition("=")
+        if not (key and equals and file):
+            raise TaskError([f"--data {option}: expected DATASET=FILE, such as openai/gsm8k:test=gsm8k_test.jsonl"])
+        if key in found:
+            raise TaskError([f"--data {option}: a second file for {key}, after {found[key]}; name one"])
+        found[key] = Path(file)
+    return found
 
 
 @contextmanager

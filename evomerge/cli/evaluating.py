@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from evomerge.cli import stoppable
-from evomerge.cli.console import ComputeDtype, Device, argument, out
+from evomerge.cli.console import ComputeDtype, Data, Device, argument, local_files, out
 from evomerge.errors import EvomergeError, TaskError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 (an option is a parameter)
         Path | None,
         typer.Option(metavar="FILE", help="Write every item to a JSONL file: prompt, target, completion, score."),
     ] = None,
+    data: Data = None,
     device: Device = "auto",
     compute_dtype: ComputeDtype = "auto",
 ) -> None:
@@ -62,7 +63,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 (an option is a parameter)
     splits: tuple[Split, ...] = ("search", "holdout") if split == "both" else (split,)
     done: dict[str, Evaluation] = {}
     with stoppable(lambda: f"Stopped: {'the scores above are complete' if done else 'nothing has been scored'}."):
-        models, tasks = _models_and_tasks(arguments)
+        models, tasks = _models_and_tasks(arguments, local_files(data))
         if comparing and len(models) == 1:
             raise EvomergeError(f"--compare: {models[0]} is the only model; name another one before the tasks")
         for model in models:
@@ -87,20 +88,21 @@ def evaluate(  # noqa: PLR0913, PLR0917 (an option is a parameter)
                 _show(form, list(done.values()), comparing)
 
 
-def _models_and_tasks(arguments: Sequence[str]) -> tuple[list[str], list[Task]]:
+def _models_and_tasks(arguments: Sequence[str], files: Mapping[str, Path]) -> tuple[list[str], list[Task]]:
     """Returns the models and the tasks among the arguments."""
-    from evomerge.tasks import open_task
+    from evomerge.tasks import check_used, open_task
 
     models, tasks = [], []
     for given in dict.fromkeys(arguments):
         if _is_task(given):
-            tasks.append(open_task(given))
+            tasks.append(open_task(given, files))
         else:
             models.append(given)
     if not models:
         raise EvomergeError("no model among the arguments; name a folder, a Hub id, a recipe or the folder of a run")
     if not tasks:
         raise EvomergeError("no task among the arguments; name a task file, which ends in .yaml or .yml")
+    check_used(files, tasks)
     return models, tasks
 
 

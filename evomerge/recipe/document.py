@@ -6,11 +6,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, StrictBool, Tag, model_validator
 
 from evomerge import document
 from evomerge.document import Location, Source, Strict
 from evomerge.errors import RecipeError
+from evomerge.paths import find
 from evomerge.recipe.items import Items, ItemSubsets
 from evomerge.recipe.sources import ModelEntry, ModelName, Module, Section, Slice, TokensName, exactly_one
 from evomerge.recipe.stacks import Mutations, StackHole, stack_faults
@@ -110,6 +111,9 @@ class SearchSettings(Strict):
         return None if self.items == "all" else self.items
 
 
+SEARCH_KEYS = ("tasks", "data", "allow_test_set", "search")
+"""The keys of a search recipe that say nothing of the merge."""
+
 _NOWHERE = Source("recipe", {}, {})
 _MODEL_KEYS = frozenset({"model", "models", "base_model", "language_of"})
 
@@ -133,6 +137,8 @@ class Recipe(Strict):
             one that most of the models have. By default, the tokenizer keeps its own.
         name: a name for people; without effect.
         tasks: what candidates are scored on.
+        data: local files in place of the data sets on the Hub that tasks name: ``openai/gsm8k:test: test.jsonl``.
+        allow_test_set: search even on a well-known test set; result and model card then say so.
         search: how the holes are searched.
     """
 
@@ -150,6 +156,8 @@ class Recipe(Strict):
     chat_template: str | None = None
     name: str | None = None
     tasks: tuple[TaskEntry, ...] = ()
+    data: dict[str, str] = Field(default_factory=dict)
+    allow_test_set: StrictBool = False
     search: SearchSettings | None = None
 
     _source: Source = PrivateAttr(default=_NOWHERE)
@@ -204,6 +212,10 @@ class Recipe(Strict):
     def folders(self) -> Sequence[Path]:
         """Where relative paths are resolved: beside the recipe's file, then in the current folder."""
         return self._source.folders
+
+    def local_files(self) -> dict[str, Path]:
+        """Returns the local files that are read in place of data sets on the Hub, found in `folders`."""
+        return {key: find(file, self.folders) or Path(file) for key, file in self.data.items()}
 
     def fault(self, location: Location, message: str) -> str:
         """Returns a fault with the file and line of `location`."""
@@ -302,7 +314,7 @@ class Recipe(Strict):
 
     def merge_only(self) -> Recipe:
         """Returns the recipe without its tasks and search settings."""
-        kept = Recipe.model_validate({k: v for k, v in self.as_data().items() if k not in ("tasks", "search")})
+        kept = Recipe.model_validate({k: v for k, v in self.as_data().items() if k not in SEARCH_KEYS})
         kept._source = self._source
         return kept
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from evomerge import document
 from evomerge.document import Source, Strict
 from evomerge.errors import RecipeError
 from evomerge.recipe.document import Recipe, TaskEntry
+
+_SHARED = ("tasks", "data", "allow_test_set")
+"""The keys at the root that all stages have."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -25,11 +28,15 @@ class StagesDocument(Strict):
     Attributes:
         stages: search recipes by name, in order; a stage names the model of an earlier one by that stage's name.
         tasks: what candidates of all stages are scored on.
+        data: local files in place of the data sets on the Hub that tasks name: ``openai/gsm8k:test: test.jsonl``.
+        allow_test_set: search even on a well-known test set; result and model card then say so.
         name: a name for people; without effect.
     """
 
     stages: dict[str, dict[str, Any]] = Field(min_length=2)
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    data: dict[str, str] = Field(default_factory=dict)
+    allow_test_set: StrictBool = False
     name: str | None = None
 
 
@@ -63,12 +70,16 @@ class StagedRecipe:
             if not _NAME.fullmatch(name):
                 message = f'"{name}" is not a name for a folder; use letters, digits, "-" and "_"'
                 faults.append(source.fault(inside, message))
-            if "tasks" in data:
-                faults.append(source.fault((*inside, "tasks"), "all stages have the same tasks; move them to the root"))
+            own = [key for key in _SHARED if key in data]
+            if own:
+                faults += [
+                    source.fault((*inside, key), f"all stages have the same {key}; move it to the root") for key in own
+                ]
                 continue
-            whole = {**data, "tasks": source.data["tasks"]}
+            shared = {key: source.data[key] for key in _SHARED if key in source.data}
+            whole = {**data, **shared}
             try:
-                stages[name] = Recipe.checked(replace(source, data=whole, within=inside, shared=("tasks",)))
+                stages[name] = Recipe.checked(replace(source, data=whole, within=inside, shared=_SHARED))
             except RecipeError as fault:
                 faults += fault.faults
                 continue

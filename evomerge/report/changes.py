@@ -95,7 +95,7 @@ def _items(run: LoadedRun, name: str, split: Split) -> Sequence[Item] | None:
     for entry in run.recipe.tasks:
         try:
             path = Path(entry.task) if is_lm_eval(entry.task) else find(entry.task, run.recipe.folders)
-            task = open_task(path) if path else None
+            task = open_task(path, run.recipe.local_files()) if path else None
             if task and task.name == name and task.fingerprint(split) == digest:
                 return task.items(split)
         except (EvomergeError, OSError):

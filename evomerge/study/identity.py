@@ -26,7 +26,7 @@ def identity(spec: SearchSpec, kept: MutableMapping[str, str]) -> dict[str, Any]
         spec: the search.
         kept: digests of models' files, see `Checkpoint.fingerprint`.
     """
-    recipe = {key: value for key, value in spec.recipe.as_data().items() if key != "search"}
+    recipe = {key: value for key, value in spec.recipe.as_data().items() if key not in ("search", "data")}
     data = {
         "recipe": recipe,
         "search": spec.settings.model_dump(exclude={"evaluations"}),

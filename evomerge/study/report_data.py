@@ -63,6 +63,7 @@ class ReportData:
         others: further models to beat: those of earlier stages.
         optimism: how much the winner's search score overstates it; None where it or all competitors failed.
         standardized: whether the objective is of standardized scores, see `Objective.scales`.
+        test_sets: the tasks whose search items are of a well-known test set.
     """
 
     parents: Sequence[ModelResult]
@@ -79,6 +80,7 @@ class ReportData:
     others: Sequence[ModelResult] = ()
     optimism: Optimism | None = None
     standardized: bool = False
+    test_sets: Sequence[str] = ()
 
     @property
     def winner(self) -> ModelResult:
@@ -142,6 +144,11 @@ class ReportData:
     def notes(self) -> list[str]:
         """What else to know about the verdict, a sentence each."""
         found = []
+        if self.test_sets:
+            found.append(
+                f"The search items of {', '.join(self.test_sets)} are of a test set: the winner was chosen on it, so do"
+                " not compare its scores on that test set with those of other models."
+            )
         comparison = self.comparison
         if comparison:
             found.append(
@@ -274,6 +281,7 @@ def _asked(spec: SearchSpec, objective: Objective) -> dict[str, Any]:
                 "metric": task.metric,
                 "weight": entry.weight,
                 "holdout_items": len(task.items("holdout")),
+                "searched_test_set": task.searches_test_set,
                 "holdout_data": task.hub_rows("holdout"),
                 "scale": scale._asdict() if (scale := objective.scales.get(task.name)) else None,
             }
@@ -313,6 +321,7 @@ def _concluded(
         recipe=Recipe.model_validate(finalists[0].recipe),
         comparisons=(),
         standardized=bool(study.objective.scales),
+        test_sets=[task.name for task in spec.tasks if task.searches_test_set],
         evaluations=len(study.candidates),
         items_scored=items_scored(study.record.trials),
         failures=sum(trial.objective is None for trial in study.candidates),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from evomerge.search import Dimension, IndicatorSpace, NumberSpace, StackSpace, 
 from evomerge.study.objective import Scale
 from evomerge.study.spaces import first_plan, space_of, whole_stack
 from evomerge.study.standings import FINALISTS
-from evomerge.tasks import Task, is_lm_eval, open_task
+from evomerge.tasks import LocalFiles, Task, check_used, is_lm_eval, open_task
 
 MOST_ASKED = 1000
 """The first generation is counted up to this many candidates."""
@@ -209,6 +210,7 @@ def prepare(
     seed: int | None = None,
     compute_dtype: str = "auto",
     made: Mapping[str, Checkpoint] | None = None,
+    data: LocalFiles = MappingProxyType({}),
 ) -> SearchSpec:
     """Returns the search that a recipe describes, checked as far as possible without loading weights.
 
@@ -218,6 +220,7 @@ def prepare(
         seed: replaces the recipe's seed.
         compute_dtype: see `SearchSpec`.
         made: models that are already open, by their names in the recipe: those of earlier stages.
+        data: local files in place of data sets on the Hub, in addition to the recipe's own.
 
     Raises:
         RecipeError: the recipe, its models or its tasks have faults; one line each.
@@ -229,6 +232,9 @@ def prepare(
     given = {"evaluations": evaluations, "seed": seed}
     settings = recipe.settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     recipe = recipe.model_copy(update={"search": settings})
+    if data:
+        given_files = {key: str(Path(file).absolute()) for key, file in data.items()}
+        recipe = recipe.model_copy(update={"data": {**recipe.data, **given_files}})
     faults = []
     if not recipe.holes():
         faults.append(
@@ -287,7 +293,10 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
                     recipe.fault(("tasks", i, "task"), f"no file {entry.task}{not_found(entry.task, recipe.folders)}")
                 )
                 continue
-            task = open_task(path)
+            task = open_task(path, recipe.local_files())
+            if task.searches_test_set and not recipe.allow_test_set:
+                faults.append(recipe.fault(("tasks", i, "task"), _searched_test_set(task)))
+                continue
             task.check()
         except TaskError as fault:
             faults += fault.faults
@@ -296,4 +305,14 @@ def _tasks(recipe: Recipe, faults: list[str]) -> tuple[Task, ...]:
             message = f'a second task is called "{task.name}"; give each its own name'
             faults.append(recipe.fault(("tasks", i, "task"), message))
         found[task.name] = task
+    if len(found) == len(recipe.tasks):  # Otherwise a task that is missing here may read it.
+        _gather(faults, lambda: check_used(recipe.data, list(found.values())))
     return tuple(found.values())
+
+
+def _searched_test_set(task: Task) -> str:
+    return (
+        f'the search items of "{task.name}" are of a test set, by which published models are compared: a model that was'
+        " chosen on it scores too high there; search on training or validation rows and keep the test set for the"
+        ' holdout, or add "allow_test_set: true" to the recipe: the result and the model card then say so'
+    )

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.document import to_yaml
@@ -20,6 +21,7 @@ from evomerge.study.report_data import ReportData, conclude
 from evomerge.study.search_spec import SearchSpec, prepare
 from evomerge.study.storage import DATABASE
 from evomerge.study.study import Study
+from evomerge.tasks import LocalFiles
 
 MODEL = "model"
 """The folder in a stage's folder that holds the model of its winner."""
@@ -36,6 +38,7 @@ class Stages:
         evaluations: replaces the last stage's number.
         seed: replaces the seed of every stage.
         compute_dtype: see `SearchSpec`.
+        data: see `prepare`.
 
     Attributes:
         names: the stages, in order.
@@ -52,12 +55,14 @@ class Stages:
         evaluations: int | None = None,
         seed: int | None = None,
         compute_dtype: str = "auto",
+        data: LocalFiles = MappingProxyType({}),
     ) -> None:
         self.names = list(recipe.stages)
         self._recipe = recipe
         self._evaluations = evaluations
         self._seed = seed
         self._dtype = compute_dtype
+        self._data = data
         self._outcomes: dict[str, tuple[Outcome, Outcome]] = {}  # of all models so far: search and holdout
         self._scales: Mapping[str, Scale] = {}  # of the first stage that normalizes
         self.checks: dict[str, SearchSpec] = {}
@@ -89,6 +94,7 @@ class Stages:
             seed=self._seed,
             compute_dtype=self._dtype,
             made=made,
+            data=self._data,
         )
 
     def open(self, folder: Path) -> None:

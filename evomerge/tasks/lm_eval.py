@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from evomerge.document import suggestion
 from evomerge.errors import TaskError
+from evomerge.tasks.local import LocalFiles
 from evomerge.tasks.task import Item, Split, Task, TaskType, hash_of
 
 PREFIX = "lm_eval:"
@@ -28,13 +30,17 @@ _TYPES: dict[str, TaskType] = {
 }
 
 
-def open_task(reference: str | Path) -> Task:
+def open_task(reference: str | Path, files: LocalFiles = MappingProxyType({})) -> Task:
     """Returns the task of a file, or lm-eval's task that ``lm_eval:NAME`` names.
+
+    Args:
+        reference: the file, or ``lm_eval:NAME``.
+        files: see `Task.load`.
 
     Raises:
         TaskError: see `Task.load` and `LmEvalTask`.
     """
-    return LmEvalTask(str(reference)) if is_lm_eval(reference) else Task.load(reference)
+    return LmEvalTask(str(reference)) if is_lm_eval(reference) else Task.load(reference, files)
 
 
 def is_lm_eval(reference: str | Path) -> bool:
@@ -96,6 +102,7 @@ class LmEvalTask(Task):
         self.type = _TYPES[inner.OUTPUT_TYPE]
         self.chat = False
         self.language = None
+        self.data_sets, self.replaced = (), frozenset()
         settings = dict(inner.config.generation_kwargs or {}) if self.type == "generate" else {}
         until = settings.get("until") or []
         self.stop = tuple([until] if isinstance(until, str) else until)

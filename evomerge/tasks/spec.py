@@ -70,7 +70,8 @@ class DataSpec(Strict):
         name: the configuration of a data set on the Hub.
         split: the split of a data set on the Hub, which needs one.
         revision: the branch, tag or commit of a data set on the Hub.
-        columns: the names of the columns of a CSV or TSV file without a header.
+        columns: the names of the columns of a CSV or TSV file without a header; with a data set on the Hub, of such a
+            file that is read instead.
     """
 
     path: str
@@ -92,7 +93,7 @@ class DataSpec(Strict):
         for key in ("name", "split", "revision"):
             if local and getattr(self, key) is not None:
                 raise ValueError(f'"{key}" is for data sets on the Hub; {self.path} is a local file')
-        if self.columns is not None and not self.path.lower().endswith((".csv", ".tsv")):
+        if self.columns is not None and local and not self.path.lower().endswith((".csv", ".tsv")):
             raise ValueError(f'"columns" is for CSV and TSV files; {self.path} names its own fields')
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
             raise ValueError('"columns" names a column twice')

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from evomerge import document
@@ -16,8 +17,10 @@ from evomerge.errors import EvaluationError, TaskError
 from evomerge.metrics import METRICS, PATTERN_SECONDS, is_written_in
 from evomerge.tasks import data as data_files
 from evomerge.tasks.examples import Example, RowFault, make_example
+from evomerge.tasks.local import LocalFiles, label, replacement
 from evomerge.tasks.pictures import Picture
 from evomerge.tasks.spec import AnySpec, DataSpec, GenerateSpec, SplitSpec, read_spec
+from evomerge.tasks.test_sets import is_test_set
 
 TaskType = Literal["generate", "multiple_choice", "perplexity"]
 Split = Literal["search", "holdout"]
@@ -87,9 +90,12 @@ class Task:
             target in UTF-8).
         option: the metric's option; None where the file gives none.
         language: the ISO 639-1 code of the language that a completion must be in; None where any will do.
+        data_sets: the data sets on the Hub that the file names.
+        replaced: the keys of the local files that are read instead, see `evomerge.tasks.local`.
+        searches_test_set: whether some search items are of a test set that published scores are of.
     """
 
-    def __init__(self, path: Path, spec: AnySpec, source: Source) -> None:
+    def __init__(self, path: Path, spec: AnySpec, source: Source, files: LocalFiles) -> None:
         """Makes the task of the checked keys `spec`, which `source` has as they were written."""
         self.path = path
         self.name = spec.name or path.stem
@@ -107,19 +113,29 @@ class Task:
             ("splits", "search"): spec.splits.search,
             ("splits", "holdout"): spec.splits.holdout,
         }
+        used = [location for location in self._parts if location != _FEW_SHOT or spec.few_shot]
+        on_hub = [one for one in dict.fromkeys(map(self._named, used)) if not data_files.is_local(one.path)]
+        self._local = self._replacements(on_hub, files)
+        self.data_sets = tuple(map(label, on_hub))
+        self.replaced = frozenset(key for one in on_hub if (key := replacement(one, files)))
+        self.searches_test_set = is_test_set(self._named(("splits", "search")))
         self._rows_read: dict[DataSpec, Sequence[data_files.Row]] = {}
         self._examples_made: dict[Location, list[Example]] = {}
         self._items_made: dict[Split, tuple[Item, ...]] = {}
 
     @classmethod
-    def load(cls, path: Path | str) -> Task:
+    def load(cls, path: Path | str, files: LocalFiles = MappingProxyType({})) -> Task:
         """Returns the task of a YAML file. Its data is not read yet.
+
+        Args:
+            path: the file.
+            files: local files in place of data sets on the Hub, such as ``{"openai/gsm8k:test": "test.jsonl"}``.
 
         Raises:
             TaskError: with a line for every fault of the file.
         """
         source = document.read(Path(path), TaskError)
-        return cls(Path(path), read_spec(source), source)
+        return cls(Path(path), read_spec(source), source, files)
 
     def items(self, split: Split) -> tuple[Item, ...]:
         """Returns the items of a split, in order; the data is read once.
@@ -208,6 +224,29 @@ class Task:
         return {**data.model_dump(include={"path", "name", "split", "revision"}), "rows": rows and list(rows)}
 
     def _data(self, location: Location) -> DataSpec:
+        """Returns where the rows of a part are read."""
+        spec = self._named(location)
+        return self._local.get(spec, spec)
+
+    def _replacements(self, specs: Sequence[DataSpec], files: LocalFiles) -> dict[DataSpec, DataSpec]:
+        """Returns the local files that are read in place of data sets on the Hub."""
+        found: dict[DataSpec, DataSpec] = {}
+        by_file: dict[str, DataSpec] = {}
+        for spec in specs:
+            if key := replacement(spec, files):
+                file = str(Path(files[key]).absolute())
+                other = by_file.setdefault(file, spec)
+                if other != spec:
+                    both = f"{label(other)} and {label(spec)}"
+                    raise TaskError(
+                        [f"{file}: given for {key}, which {self.path} reads as {both}; name a file for each"]
+                    )
+                table = file.lower().endswith((".csv", ".tsv"))
+                found[spec] = DataSpec(path=file, columns=spec.columns if table else None)
+        return found
+
+    def _named(self, location: Location) -> DataSpec:
+        """Returns the data that the task file names for a part."""
         spec = self._parts[location].data or self._spec.data
         assert spec is not None  # not input: read_spec refuses a part without data
         return spec
