@@ -153,7 +153,7 @@ def progress_chart(progress: Progress, level: tuple[str, float] | None, by_time:
     top, bottom, left = 8.0, 190.0, 44.0
     across = Axis(0.0 if by_time else 1.0, max(last / divisor, 1e-9 if by_time else 2.0), left + 6, width - 8)
     up = Axis(low, high, bottom, top)
-    _frame(page, across, up, (left, width, bottom))
+    frame(page, across, up, (left, width, bottom))
     page.text((left + width) / 2, bottom + 34, unit if by_time else "evaluations", "soft", anchor="middle")
     if level and low <= level[1] <= high:
         page.line("level", (left, up.at(level[1])), (width, up.at(level[1])))
@@ -186,14 +186,25 @@ def _line(page: Canvas, kind: str, xs: Sequence[float], values: _Floats, up: Axi
         page.line(kind, *points)
 
 
-def _frame(page: Canvas, across: Axis, up: Axis, box: tuple[float, float, float], few: bool = False) -> None:
+def frame(page: Canvas, across: Axis, up: Axis, box: tuple[float, float, float], few: bool = False) -> None:
+    """Draws the grid of a chart, and the numbers at its axes.
+
+    Args:
+        page: where.
+        across: the horizontal axis.
+        up: the vertical axis.
+        box: the left, right and lower end of the grid, in pixels.
+        few: whether there is room for few numbers.
+    """
     left, right, bottom = box
     for tick in up.ticks(3 if few else 5):
         page.line("grid", (left, up.at(tick)), (right, up.at(tick)))
         page.text(left - 6, up.at(tick) + 4, f"{tick:g}", "soft", anchor="end")
     for tick in across.ticks(2 if few else 5):
         x = across.at(tick)
-        page.text(x, bottom + 16, f"{tick:.4g}", "soft", anchor=_anchor(x, left, right))
+        page.text(
+            x, bottom + 16, f"{tick:.4g}" if tick < 1000 else f"{tick:,.0f}", "soft", anchor=_anchor(x, left, right)
+        )
 
 
 def _anchor(x: float, left: float, right: float) -> str:
@@ -215,7 +226,7 @@ def relation_chart(relation: Relation, scores: _Floats, best: float | None, widt
     low, high, _ = score_range(scores)
     across = Axis(relation.low, relation.high, left + 4, width - 6, relation.log)
     up = Axis(low, high, bottom, top)
-    _frame(page, across, up, (left, width, bottom), few=True)
+    frame(page, across, up, (left, width, bottom), few=True)
     if best is not None:
         page.line("level", (across.at(best), top), (across.at(best), bottom))
     pairs = list(zip(relation.values, scores, strict=True))
