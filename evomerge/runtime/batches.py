@@ -230,10 +230,14 @@ class EqualBatch:
         if not self._fresh:
             self._ids = torch.cat([self._ids, torch.tensor(tokens, device=self._ids.device)[:, None]], dim=1)
         self._fresh = False
-        inputs: dict[str, Any] = {"input_ids": self._ids, "use_cache": bool(self._cache_name), "logits_to_keep": 1}
+        first = self._ids.shape[1] - 1 if self._cache is not None else 0
+        ids = self._ids[:, first:]
+        # Some models would count the positions of new tokens from 0.
+        positions = torch.arange(first, self._ids.shape[1], device=ids.device).expand(ids.shape)
+        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(self._cache_name)}
         if self._cache is not None:
-            inputs |= {"input_ids": self._ids[:, -1:], self._cache_name: self._cache}
-        output = self._forward(**inputs)
+            inputs[self._cache_name] = self._cache
+        output = self._forward(**inputs, logits_to_keep=1)
         made = getattr(output, self._cache_name, None) if self._cache_name else None
         # Without one whose rows can be dropped, all tokens are run at every step.
         self._cache = made if hasattr(made, "reorder_cache") else None

@@ -120,6 +120,12 @@ def test_completions_are_those_of_transformers(case: Case, make):
     assert found == [TOKENIZER.decode(greedy(case, one), skip_special_tokens=True) for one in writing()]
 
 
+def test_completions_after_a_shared_beginning_are_those_of_transformers(case: Case, make):
+    model = make(case.plan("a")).load(case.plan("a"))
+    asked = [GenerationRequest(ids(f"a beginning of all of these prompts: {text}"), 9, ()) for text in PROMPTS]
+    assert model.generate(asked) == [TOKENIZER.decode(greedy(case, one), skip_special_tokens=True) for one in asked]
+
+
 def test_an_answer_depends_on_no_other_request(case: Case, make):
     model = make(case.plan("a")).load(case.plan("a"))
     together = model.loglikelihoods(LIKELIHOODS)

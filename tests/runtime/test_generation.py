@@ -3,9 +3,11 @@
 import logging
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from evomerge.runtime import GenerationRequest, TorchLanguageModel
@@ -14,12 +16,26 @@ from tests.tiny import VOCABULARY, tiny_checkpoint, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
+# Models that keep more than keys and values.
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": {},
+    "bamba": {
+        "layers": 2,
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 4,
+        "mamba_n_groups": 1,
+    },
+    "lfm2": {"layers": 2, "layer_types": ["conv", "full_attention"]},
+}
+
 
 class Case:
     """A tiny model, requests, and transformers' completion of each alone."""
 
     def __init__(self, folder: Path, kind: str, shared: int) -> None:
-        tiny_checkpoint(folder, kind=kind, scale=0.3, **KINDS.get(kind, {}))
+        tiny_checkpoint(folder, kind=kind, scale=0.3, **{**KINDS, **RECURRENT}.get(kind, {}))
         self.module = AutoModelForCausalLM.from_pretrained(folder)
         generator = torch.Generator().manual_seed(1)
 
@@ -48,7 +64,7 @@ class Case:
 
 
 @pytest.mark.parametrize("shared", [0, 40])
-@pytest.mark.parametrize("kind", [*KINDS, "mamba", "deepseek_v3"])
+@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT, "deepseek_v3"])
 def test_completions_are_those_of_each_alone_whatever_rows_they_take(kind: str, shared: int, tmp_path: Path):
     case = Case(tmp_path / "m", kind, shared)
     sizes: list[int] = []
@@ -91,3 +107,32 @@ def test_what_cannot_take_rows_says_so_once(tmp_path: Path, caplog: pytest.LogCa
     model.generate(case.asked)
     model.generate(case.asked)
     assert caplog.text.count("only prompts of equal length are run together") == 1
+
+
+def test_where_memory_runs_out_between_steps_the_others_are_written_in_smaller_batches(tmp_path: Path):
+    case = Case(tmp_path / "m", "llama", 40)
+    model = case.model()
+    rows: list[int] = []
+
+    def scarce(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows.append(len(inputs[0]))
+        # When some completions have ended.
+        if len(rows) == 8:
+            raise torch.OutOfMemoryError
+
+    hook = case.module.get_input_embeddings().register_forward_pre_hook(scarce)
+    assert model.generate(case.asked) == case.expected
+    assert model.generate(case.asked) == case.expected
+    hook.remove()
+    assert max(rows[:8]) == len(case.asked)
+    assert max(rows[8:]) <= len(case.asked) // 2
+
+
+def test_the_same_call_gives_the_same_bits(tmp_path: Path):
+    case = Case(tmp_path / "m", "qwen2", 40)
+    seen: list[torch.Tensor] = []
+    case.module.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.clone()))
+    for _ in range(2):
+        case.model(40 + 3 * 60).generate(case.asked)
+    first, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
