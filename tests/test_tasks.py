@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from evomerge.errors import EvaluationError, TaskError
-from evomerge.tasks import Task, check_used, templates
+from evomerge.tasks import Item, Task, check_used, templates
 from evomerge.tasks.data import read_rows, shuffled
 from evomerge.tasks.pictures import pictures_in
 from evomerge.tasks.templates import Template, TemplateError
@@ -268,6 +268,14 @@ def test_our_own_task_files_load():
         head = file.read_text(encoding="utf-8").split("\ntype:")[0]
         assert head.startswith("#")
         assert "evomerge" in head
+
+
+@pytest.mark.parametrize("name", ["gsm8k_ja", "gsm8k_ja_1069"])
+def test_the_tasks_of_the_papers_recipes_count_japanese_answers_alone(name):
+    one = Task.load(Path(__file__).parent.parent / "eval_tasks" / f"{name}.yaml")
+    item = Item("", "", (), "18", (), -1)
+    assert one.score_completion(item, "残りは9個なので、9 × 2 = 18ドルです。\n答え: 18") == 1.0
+    assert one.score_completion(item, "She sells the other 9 eggs, which gives 9 * 2 = 18 dollars.") == 0.0
 
 
 def test_arc_rows_render_as_our_task_file_says(tmp_path):
