@@ -12,15 +12,20 @@ from torch import nn
 from evomerge.errors import EvaluationError
 from evomerge.merge import free_bytes
 from evomerge.runtime.protocol import GenerationRequest, LikelihoodRequest
+from evomerge.runtime.tree import Pack
 
 T = TypeVar("T")
-Request = TypeVar("Request", LikelihoodRequest, GenerationRequest)
+Request = TypeVar("Request", LikelihoodRequest, GenerationRequest, Pack)
 
 LOGIT_BYTES = 400_000_000
 """The most memory for the logits of one batch in float32; a batch of one request may need more."""
 
 SHARE = 0.5
 """The share of free memory that a batch may take; the rest is for what is not counted, and for other processes."""
+
+
+class DoesNotFit(EvaluationError):
+    """A single request does not fit in memory."""
 
 
 class Budget:
@@ -58,7 +63,7 @@ class Budget:
         """Returns what `run` returns for each request; where memory runs out, batches are halved from then on.
 
         Raises:
-            EvaluationError: a single request does not fit in memory.
+            DoesNotFit: a single request does not fit in memory.
         """
         found: dict[Request, T] = {}
         queue = self._batches(requests)
@@ -71,11 +76,9 @@ class Budget:
             except (RuntimeError, MemoryError) as fault:
                 if not out_of_memory(fault):
                     raise
+            self.lower(batch[0].length * len(batch) // 2)
             if len(batch) == 1:
-                raise EvaluationError(
-                    f"a single sequence of {batch[0].length:,} tokens does not fit in the device's memory"
-                )
-            self.lower(batch[0].length * (len(batch) // 2))
+                raise DoesNotFit(f"a single sequence of {batch[0].length:,} tokens does not fit in the device's memory")
             queue = self._batches(itertools.chain.from_iterable(queue))
         return found
 

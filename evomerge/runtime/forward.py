@@ -36,6 +36,33 @@ class Forward:
         optional = ("logits_to_keep", "position_ids", "past_key_values")
         return self.module(**{k: v for k, v in inputs.items() if k in self._accepted or k not in optional})
 
+    def logits(self, needed: Tensor, **inputs: Any) -> Tensor:
+        """Returns the logits at some places of the rows, (needed, vocabulary); no others are computed.
+
+        Args:
+            needed: the row and the position of each, (needed, 2).
+            **inputs: the model's inputs, with `input_ids`.
+        """
+        shape = inputs["input_ids"].shape
+
+        def gathered(states: Tensor) -> Tensor:
+            index = needed.to(states.device)
+            return states[index[:, 0], index[:, 1]]
+
+        def before_head(_: nn.Module, given: tuple[Any, ...]) -> Any:
+            fits = given and given[0].shape[:2] == shape
+            return (gathered(given[0])[None], *given[1:]) if fits else None
+
+        head = self.module.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(before_head) if isinstance(head, nn.Module) else None
+        try:
+            logits: Tensor = self(**inputs).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        # A model without a head module, or with one that is called in another way, returns the logits of all positions.
+        return gathered(logits) if logits.shape[:2] == shape else logits[0]
+
 
 def padded(rows: Iterable[Sequence[int]], side: str) -> Tensor:
     """Returns rows of token ids as one tensor, with zeros on the left or on the right of the shorter ones."""

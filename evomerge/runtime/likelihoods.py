@@ -7,24 +7,18 @@ causal attention does not look. Only the logits that predict a target are comput
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evomerge.errors import EvaluationError
-from evomerge.runtime.budget import Budget, out_of_memory
+from evomerge.runtime.budget import Budget, DoesNotFit
 from evomerge.runtime.forward import Forward, padded
 from evomerge.runtime.protocol import LikelihoodRequest, TokenCounts
-from evomerge.runtime.shared import SharedRunner
-from evomerge.runtime.tree import Ids, packs
-
-PACK = 512
-"""The tokens of a pack: enough for fast matrix products, and few enough for attention with a mask."""
-
-MOST_OF_A_PACK = 4096
-"""Sequences that share a beginning and have more tokens together are run one by one: a mask has the square of them."""
+from evomerge.runtime.shared import Beginning, SharedRunner
+from evomerge.runtime.tree import Ids, Pack, cut
 
 CHUNK = 16_000_000
 """The logits that are converted to float32 at the same time."""
@@ -56,45 +50,63 @@ class Likelihoods:
         found: dict[LikelihoodRequest, float] = {}
         sequences = sorted(asked)
         if len(sequences) > 1 and self._shared.possible(sequences[0]):
-            self._run_packs(sequences, asked, found)
+            # Where memory is too short for a pack, its sequences are left.
+            with suppress(DoesNotFit):
+                self._run_packs(sequences, None, asked, found)
         left = {same[0]: same for same in asked.values() if same[0] not in found}
         for values in self._budget.run(left, lambda batch: self._rows(batch, left)).values():
             found |= values
         return [found[request] for request in requests]
 
     def _run_packs(
-        self, sequences: list[Ids], asked: dict[Ids, list[LikelihoodRequest]], found: dict[LikelihoodRequest, float]
+        self,
+        sequences: list[Ids],
+        before: Beginning | None,
+        asked: Mapping[Ids, Sequence[LikelihoodRequest]],
+        found: dict[LikelihoodRequest, float],
     ) -> None:
-        """Adds the log-likelihoods of sequences that begin alike; those that do not fit in memory together are left."""
+        """Adds the log-likelihoods of sequences that begin alike; those that share too little are left.
+
+        Raises:
+            DoesNotFit: a pack does not fit in memory.
+        """
         # Predictions are made in the packs alone.
-        least = min(len(request.prompt) for same in asked.values() for request in same) - 1
+        least = min(len(request.prompt) for one in sequences for request in asked[one]) - 1
         needed = [max(len(request.target) for request in asked[one]) for one in sequences]
-        cut = packs(sequences, needed, least, min(PACK, self._budget.tokens), self._budget.logits)
-        if cut is None:
+        done = len(before.ids) if before is not None else 0
+        how = cut(sequences, needed, done, least, self._budget.tokens, self._budget.logits)
+        if how is None:
             return
-        start, rows = cut
-        try:
-            beginning = self._shared.beginning(sequences[0][:start])
-            self.tokens += TokenCounts(prompt=start)
-            for pack in rows:
-                if len(pack.ids) > min(MOST_OF_A_PACK, self._budget.tokens):
-                    continue
-                places = dict(zip(pack.sequences, pack.positions(), strict=True))
-                wanted = [
-                    (request, places[one][len(request.prompt) - 1 - start :])
-                    for one in pack.sequences
-                    for request in asked[one]
-                ]
-                # Several sequences may go on from the same token.
-                distinct = sorted({position for _, positions in wanted for position in positions})
-                logits = self._shared.logits(pack, beginning, distinct)
-                index = {position: row for row, position in enumerate(distinct)}
-                found |= _sums(logits, [(one, [index[position] for position in own]) for one, own in wanted])
-                self.tokens += TokenCounts(prompt=len(pack.ids))
-        except (RuntimeError, MemoryError) as fault:
-            if not out_of_memory(fault):
-                raise
-            self._budget.lower(min(PACK, self._budget.tokens) // 2)
+        beginning = before
+        if how.start > done:
+            whole = Pack.of([sequences[0][: how.start]], done)
+            (beginning,) = self._budget.run(
+                [whole], lambda _: [self._shared.beginning(whole.sequences[0], before)]
+            ).values()
+            self.tokens += TokenCounts(prompt=how.start - done)
+        for values in self._budget.run(how.packs, lambda batch: self._packs(batch, beginning, asked)).values():
+            found |= values
+        for group in how.long:
+            if how.start > done or len(group) < len(sequences):
+                self._run_packs(group, beginning, asked, found)
+
+    def _packs(
+        self, packs: Sequence[Pack], beginning: Beginning | None, asked: Mapping[Ids, Sequence[LikelihoodRequest]]
+    ) -> list[dict[LikelihoodRequest, float]]:
+        """Returns the log-likelihoods of all requests of each pack of a batch."""
+        # Several sequences may go on from the same token, whose logits are computed once.
+        index: dict[tuple[int, int], int] = {}
+        wanted: list[list[tuple[LikelihoodRequest, list[int]]]] = []
+        for row, pack in enumerate(packs):
+            wanted.append([])
+            for one, positions in zip(pack.sequences, pack.positions(), strict=True):
+                for request in asked[one]:
+                    own = [(row, position) for position in positions[len(request.prompt) - 1 - pack.start :]]
+                    wanted[-1].append((request, [index.setdefault(place, len(index)) for place in own]))
+        logits = self._shared.logits(packs, beginning, torch.tensor(list(index)))
+        found = _sums(logits, [one for own in wanted for one in own])
+        self.tokens += TokenCounts(prompt=sum(len(pack.ids) for pack in packs))
+        return [{request: found[request] for request, _ in own} for own in wanted]
 
     def _rows(
         self, batch: list[LikelihoodRequest], alike: dict[LikelihoodRequest, list[LikelihoodRequest]]
@@ -109,31 +121,11 @@ class Likelihoods:
             needed += [(row, position) for position in range(first, len(rows[row]))]
             ends = offset + len(rows[row])
             wanted.append([(one, list(range(offset + len(one.prompt) - 1, ends))) for one in alike[leader]])
-        logits = self._logits(padded(rows, "right").to(self._forward.device), torch.tensor(needed))
+        ids = padded(rows, "right").to(self._forward.device)
+        logits = self._forward.logits(torch.tensor(needed), input_ids=ids, use_cache=False)
         found = _sums(logits, [one for own in wanted for one in own])
         self.tokens += TokenCounts(prompt=sum(map(len, rows)))
         return [{request: found[request] for request, _ in own} for own in wanted]
-
-    def _logits(self, rows: Tensor, needed: Tensor) -> Tensor:
-        """Returns the logits at (row, position) of padded rows, (needed, vocabulary); no others are computed."""
-
-        def gathered(states: Tensor) -> Tensor:
-            index = needed.to(states.device)
-            return states[index[:, 0], index[:, 1]]
-
-        def before_head(_: nn.Module, inputs: tuple[Any, ...]) -> Any:
-            fits = inputs and inputs[0].shape[:2] == rows.shape
-            return (gathered(inputs[0])[None], *inputs[1:]) if fits else None
-
-        head = self._forward.module.get_output_embeddings()  # type: ignore[operator]
-        hook = head.register_forward_pre_hook(before_head) if isinstance(head, nn.Module) else None
-        try:
-            logits: Tensor = self._forward(input_ids=rows, use_cache=False).logits
-        finally:
-            if hook is not None:
-                hook.remove()
-        # A model without a head module, or with one that is called in another way, returns the logits of all positions.
-        return gathered(logits) if logits.shape[:2] == rows.shape else logits[0]
 
 
 def _sums(logits: Tensor, wanted: Sequence[tuple[LikelihoodRequest, Sequence[int]]]) -> dict[LikelihoodRequest, float]:

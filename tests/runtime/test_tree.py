@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from evomerge.runtime import LikelihoodRequest, TorchLanguageModel
-from evomerge.runtime.tree import LEAST_SHARED, Pack, packs, tree_size
+from evomerge.runtime import LikelihoodRequest, TorchLanguageModel, tree
+from evomerge.runtime.tree import Pack, cut, tree_size
 from tests.tiny import VOCABULARY, tiny_checkpoint, tiny_tokenizer
 
 SEQUENCES = st.lists(
@@ -38,20 +38,34 @@ def test_a_pack_has_every_beginning_once_and_each_token_sees_its_own(found: list
             assert windowed[shared:].sum() == min(3, count)
 
 
-def test_packs_are_cut_between_questions_and_within_their_limits():
-    beginning = tuple(range(1000, 1000 + LEAST_SHARED))
-    questions = [(*beginning, *(100 * i + j for j in range(LEAST_SHARED + 5))) for i in range(9)]
+def test_packs_are_cut_between_questions_and_filled_to_half_the_beginning():
+    beginning = tuple(range(1000, 1200))
+    questions = [(*beginning, *(100 * i + j for j in range(41))) for i in range(9)]
     sequences = sorted((*one, *[3] * k) for one in questions for k in range(1, 4))
-    start, found = packs(sequences, [2] * len(sequences), 99, 60, 14)
-    assert start == LEAST_SHARED
-    assert sorted(one for pack in found for one in pack.sequences) == sequences
-    assert {len(pack.sequences) for pack in found} == {6, 3}
-    assert start + sum(len(pack.ids) for pack in found) == tree_size(sequences)
-    assert {len(pack.sequences) for pack in packs(sequences, [2] * len(sequences), 99, 60, 5)[1]} == {3}
-    assert packs(sequences, [2] * len(sequences), 3, 999, 999)[0] == 0
+    found = cut(sequences, [2] * len(sequences), 0, 999, 16_384, 999)
+    assert found.start == 200
+    assert not found.long
+    assert sorted(one for pack in found.packs for one in pack.sequences) == sequences
+    # Of 44 tokens each, at most 100 together.
+    assert [(len(pack.ids), pack.logits) for pack in found.packs] == [(88, 12)] * 4 + [(44, 6)]
+    assert found.start + sum(len(pack.ids) for pack in found.packs) == tree_size(sequences)
+    # Predictions within the beginning need it in the packs.
+    assert cut(sequences, [2] * len(sequences), 0, 3, 16_384, 999).start == 3
+    limited = cut(sequences, [2] * len(sequences), 0, 999, 16_384, 7)
+    assert {pack.logits for pack in limited.packs} == {6}
     # Nothing in common, or too little.
-    assert packs([(1, 2), (2, 3)], [1, 1], 1, 99, 99) is None
-    assert packs([(1, *range(40)), (1, *range(50, 90))], [1, 1], 1, 99, 99) is None
+    assert cut([(1, 2), (2, 3)], [1, 1], 0, 1, 99, 99) is None
+    assert cut([(1, *range(40)), (1, *range(50, 90))], [1, 1], 0, 1, 99, 99) is None
+
+
+def test_what_is_too_long_for_a_pack_is_a_tree_of_its_own():
+    question = tuple(range(100))
+    sequences = sorted((9, *one, *[k] * 3) for one in (question, question[::-1]) for k in range(4))
+    found = cut(sequences, [3] * 8, 0, 101, 50, 99)
+    assert (found.start, found.packs) == (0, [])
+    assert sorted(found.long) == [sequences[:4], sequences[4:]]
+    inner = cut(sequences[:4], [3] * 4, 0, 101, 120, 99)
+    assert (inner.start, [len(pack.ids) for pack in inner.packs], inner.long) == (101, [12], [])
 
 
 KINDS = {
@@ -68,7 +82,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "mamba", "deepseek_v3"])
-def test_scores_do_not_depend_on_what_else_is_scored(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_scores_do_not_depend_on_what_else_is_scored(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     caplog.set_level(logging.INFO, "evomerge")
     folder = tiny_checkpoint(tmp_path / "m", kind=kind, scale=0.3, **KINDS.get(kind, {}))
     module = AutoModelForCausalLM.from_pretrained(folder)
@@ -93,15 +109,21 @@ def test_scores_do_not_depend_on_what_else_is_scored(kind: str, tmp_path: Path, 
         alone.append(sum(float(logs[first + i, token]) for i, token in enumerate(request.target)))
     assert together == pytest.approx(alone, abs=2e-5 * 9)
     assert model.loglikelihoods(asked[::-1]) == together[::-1]
-    tree = tree_size(sorted({one.prompt + one.target[:-1] for one in asked}))
+    least = tree_size(sorted({one.prompt + one.target[:-1] for one in asked}))
     counted = model.tokens.prompt // 2
     for some_asked in (asked[:5], asked[7:8], asked[3::4]):
         values = dict(zip(asked, together, strict=True))
         expected = [values[one] for one in some_asked]
         assert model.loglikelihoods(some_asked) == pytest.approx(expected, abs=1e-5 * 9)
+    # Long questions are run once too, after what all begin with.
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "LONGEST", 40)
+        before = model.tokens.prompt
+        assert model.loglikelihoods(asked) == pytest.approx(together, abs=1e-5 * 9)
+        assert model.tokens.prompt - before <= 1.05 * counted
     if kind == "mamba":
         assert "cannot share it, and are run one by one" in caplog.text
-        assert counted > 3 * tree
+        assert counted > 3 * least
     else:
         assert not caplog.text
-        assert counted <= 1.05 * tree
+        assert counted <= 1.05 * least
