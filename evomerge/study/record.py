@@ -311,7 +311,7 @@ def _reading(place: Storage) -> Iterator[None]:
     except StudyError:
         raise
     except Exception as fault:
-        remedy = "restore it from a copy, or use another --run-dir"
+        remedy = "restore it from a copy, or search again in another folder"
         if place.path is None:
             remedy = "check the URL, and that the server is running"
         raise StudyError(
@@ -338,7 +338,10 @@ def _read(
     study = optuna.load_study(study_name=place.study, storage=storage)
     attributes, trials = dict(study.user_attrs), study.get_trials(deepcopy=False)
     if (attributes or trials) and attributes.get("format") != FORMAT:
-        raise StudyError(f"{place.title}: not written by this version of evomerge; use another --run-dir")
+        raise StudyError(
+            f"{place.title}: holds no search that this version of evomerge can read; use the version that wrote it,"
+            " or search again in another folder"
+        )
     own = [frozen for frozen in trials if "kind" in frozen.user_attrs]
     return study, attributes, [_trial(number, frozen.user_attrs) for number, frozen in enumerate(own)], own
 

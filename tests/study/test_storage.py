@@ -105,9 +105,7 @@ def test_a_study_of_the_same_name_from_elsewhere_is_refused(case: Path, server: 
     )
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    with pytest.raises(
-        StudyError, match=r'x\.db: study "theirs": not written by this version of evomerge; use another'
-    ):
+    with pytest.raises(StudyError, match=r'x\.db: study "theirs": holds no search that this version .* can read'):
         Record(tmp_path / "theirs", f"sqlite:///{tmp_path}/x.db")
     search(case, tmp_path / "one" / "same", storage=server, evaluations=1)
     with pytest.raises(
