@@ -251,7 +251,7 @@ def _relations(run: LoadedRun) -> Iterator[str]:
         return
     yield "<h2>What the score depends on</h2>"
     if use:
-        yield '<p class="soft">How many candidates use each layer: the darker, the more.</p>'
+        yield '<p class="soft">How many candidates use each layer: the stronger the colour, the more.</p>'
         yield f"<figure>{both_widths(lambda width: charts.layer_use_chart(use, width))}</figure><p></p>"
     shown = known[:MOST_RELATIONS]
     rest = f" The {len(shown)} strongest of {len(known)}; all are in {CANDIDATES}." if len(shown) < len(known) else ""
