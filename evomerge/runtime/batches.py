@@ -50,7 +50,7 @@ class Batch(Protocol):
 
 def batch_for(forward: Forward, requests: Sequence[GenerationRequest]) -> Batch:
     """Returns an empty batch for requests, of the kind that the model can be run in."""
-    if forward.takes("past_key_values") and can_replace_rows(forward.module.config):
+    if forward.cache and can_replace_rows(forward.module.config):
         return ContinuousBatch(forward, requests)
     return EqualBatch(forward)
 
@@ -165,7 +165,7 @@ class ContinuousBatch:
         """Returns the model's logits for tokens in the next columns."""
         shares = self._attention.of(cache) if self._attention.prefix else contextlib.nullcontext()
         with shares:
-            inputs |= {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+            inputs |= {"input_ids": ids, "position_ids": positions, "cache": cache, "use_cache": True}
             logits: Tensor = self._forward(**inputs).logits
         cache.columns += ids.shape[1]
         return logits
@@ -200,7 +200,6 @@ class EqualBatch:
         self.read = self.held = 0
         self.notice = "the model keeps more than keys and values, so only prompts of equal length are run together"
         self._forward = forward
-        self._cache_name = next((one for one in ("past_key_values", "cache_params") if forward.takes(one)), "")
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._cache: Any = None
         self._fresh = True
@@ -234,11 +233,11 @@ class EqualBatch:
         ids = self._ids[:, first:]
         # Some models would count the positions of new tokens from 0.
         positions = torch.arange(first, self._ids.shape[1], device=ids.device).expand(ids.shape)
-        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(self._cache_name)}
+        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(self._forward.cache)}
         if self._cache is not None:
-            inputs[self._cache_name] = self._cache
+            inputs["cache"] = self._cache
         output = self._forward(**inputs, logits_to_keep=1)
-        made = getattr(output, self._cache_name, None) if self._cache_name else None
+        made = getattr(output, self._forward.cache, None) if self._forward.cache else None
         # Without one whose rows can be dropped, all tokens are run at every step.
         self._cache = made if hasattr(made, "reorder_cache") else None
         logits: Tensor = output.logits

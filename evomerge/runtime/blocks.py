@@ -16,6 +16,7 @@ from evomerge.checkpoint import Checkpoint
 from evomerge.errors import ArchitectureError
 from evomerge.merge import WeightStore, compute_device, plan
 from evomerge.recipe import Recipe
+from evomerge.runtime.forward import CACHES
 from evomerge.runtime.live import LiveModel
 from evomerge.runtime.prefixes import Prefixes
 from evomerge.runtime.shared import Beginning
@@ -166,7 +167,7 @@ class Parent:
 
 def _digest(inputs: Mapping[str, Any]) -> bytes | None:
     """Returns what hidden states depend on beside the layers; None if they also depend on a cache that goes on."""
-    cache = inputs.get("past_key_values")
+    cache = next((inputs[name] for name in CACHES if name in inputs), None)
     before = cache.ids if isinstance(cache, Beginning) else ()
     if inputs.get("use_cache") is not False and not before:
         return None
@@ -177,7 +178,7 @@ def _digest(inputs: Mapping[str, Any]) -> bytes | None:
             if part is not None:
                 raw = part.contiguous().view(torch.uint8) if part.is_floating_point() else part
                 found.update(f"{name} {tuple(part.shape)}".encode() + raw.cpu().numpy().tobytes())
-    unknown = inputs.keys() - {"input_ids", "position_ids", "attention_mask", "past_key_values", "use_cache"}
+    unknown = inputs.keys() - {"input_ids", "position_ids", "attention_mask", "use_cache", *CACHES}
     return None if any(inputs[name] is not None for name in unknown - {"logits_to_keep"}) else found.digest()
 
 

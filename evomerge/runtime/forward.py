@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+CACHES = ("cache", "past_key_values", "cache_params")
+"""What versions of transformers and models call their cache, as an argument and in the output."""
+
 
 class Forward:
     """Runs a model with those of some arguments that it takes.
@@ -20,20 +23,24 @@ class Forward:
     Attributes:
         module: the same.
         device: where its inputs are.
+        cache: what the model calls its cache; empty if it takes none.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.device = next(module.parameters()).device
         self._accepted = inspect.signature(module.forward).parameters
+        self.cache = next((name for name in CACHES if name in self._accepted), "")
 
     def takes(self, name: str) -> bool:
         """Returns whether the model has an argument of this name."""
         return name in self._accepted
 
     def __call__(self, **inputs: Any) -> Any:
-        """Returns the model's output."""
-        optional = ("logits_to_keep", "position_ids", "past_key_values")
+        """Returns the model's output; its cache is the input `cache`."""
+        if self.cache and "cache" in inputs:
+            inputs[self.cache] = inputs.pop("cache")
+        optional = ("logits_to_keep", "position_ids", "cache")
         return self.module(**{k: v for k, v in inputs.items() if k in self._accepted or k not in optional})
 
     def logits(self, needed: Tensor, **inputs: Any) -> Tensor:

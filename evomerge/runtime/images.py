@@ -12,6 +12,7 @@ from evomerge.checkpoint import read_object
 from evomerge.errors import CheckpointError, EvaluationError
 from evomerge.merge import Plan, chat_template
 from evomerge.runtime.budget import Budget
+from evomerge.runtime.forward import CACHES
 from evomerge.runtime.protocol import GenerationRequest, Images, LikelihoodRequest, TokenCounts
 
 _SIDES = "preprocessor_config.json", "processor_config.json"
@@ -98,11 +99,12 @@ class ImageReader:
         logits = prompt.logits[:, -1:].expand(len(same), -1, -1)
         self.tokens += TokenCounts(prompt=len(same[0].prompt) + sum(map(len, rows)))
         if longest:
-            cache = prompt.past_key_values
+            name = next(name for name in CACHES if getattr(prompt, name, None) is not None)
+            cache = prompt[name]
             cache.batch_repeat_interleave(len(same))
             # Padded on the right, where causal attention does not look.
             ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=logits.device)
-            rest = self._module(input_ids=ids, past_key_values=cache, use_cache=True)
+            rest = self._module(input_ids=ids, use_cache=True, **{name: cache})
             logits = torch.cat([logits, rest.logits], dim=1)
         sums = []
         for row, one in zip(logits, same, strict=True):

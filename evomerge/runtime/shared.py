@@ -85,7 +85,7 @@ class SharedRunner:
             input_ids=torch.tensor([ids[done:]], device=device),
             position_ids=torch.arange(done, len(ids), device=device)[None],
             attention_mask=self._mask([Pack.of([ids], done)]) if done else None,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
         cache.ids = ids
@@ -108,7 +108,7 @@ class SharedRunner:
             input_ids=padded([pack.ids.tolist() for pack in packs], "right").to(device),
             position_ids=padded([pack.depths.tolist() for pack in packs], "right").to(device),
             attention_mask=self._mask(packs),
-            past_key_values=beginning,
+            cache=beginning,
             use_cache=beginning is not None,
         )
 
@@ -142,7 +142,7 @@ class SharedRunner:
     def _suits(self) -> bool:
         """Returns whether the model keeps nothing but keys and values, and takes what is needed."""
         config: Any = self._forward.module.config
-        takes = all(map(self._forward.takes, ("past_key_values", "position_ids", "attention_mask")))
+        takes = bool(self._forward.cache) and all(map(self._forward.takes, ("position_ids", "attention_mask")))
         plain = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
         kinds = {type(layer) for layer in DynamicCache(config=config).layers}
         return takes and plain and bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
